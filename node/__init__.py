@@ -1,0 +1,1 @@
+"""DICOM in, jobs out; and every word the workers share."""

@@ -1,0 +1,124 @@
+"""The border between DICOM and deep learning: frozen dataclasses of numbers and codes.
+
+`load` makes a `Volume`; `predict` turns it into a `Reading`; `report` turns the reading into Evidence
+Documents. Nothing here knows pydicom or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.codes import Code
+
+
+@dataclass(frozen=True)
+class Source:
+    """One slice or film: the SOP Instance, and the frame (from 1) where it has several."""
+
+    sop_instance_uid: str
+    frame_number: int | None = None
+
+
+@dataclass(frozen=True)
+class Volume:
+    """What a bundle reads: a stack of slices in spatial order, or one film.
+
+    `pixels`: float32, (slice, row, column); one film is (1, row, column). CT in HU, PET and MR in rescaled
+    units; films as display values (VOI LUT applied, MONOCHROME1 inverted: bone is bright).
+    `affine_mm`: (4, 4) float64, maps (column, row, slice, 1) indices to LPS millimeters. For a film the
+    plane is only the pixel grid.
+    `spacing_mm`: (between slices, between rows, between columns), or None where millimeters are not
+    calibrated, as on a film without a valid PixelSpacing.
+    """
+
+    pixels: NDArray[np.float32]
+    affine_mm: NDArray[np.float64]
+    sources: tuple[Source, ...]
+    spacing_mm: tuple[float, float, float] | None
+    modality: str
+    is_projection: bool
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """The model as TID 4019 and the Contributing Equipment Sequence name it (IHE AIR §6.5.3.1)."""
+
+    name: str
+    version: str
+    label: str
+    manufacturer: str
+    device_uid: str
+    weights_sha256: str
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One evaluated class on one image: TID 1501.
+
+    `probability` is in 0..1; it is a Probability (122157, DCM) only when `calibrated`, otherwise a score.
+    """
+
+    label: str
+    type: Code
+    site: Code | None
+    probability: float
+    threshold: float
+    calibrated: bool
+    source: Source
+
+    @property
+    def present(self) -> bool:
+        """Whether the probability reaches the operating threshold."""
+        return self.probability >= self.threshold
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One NUM of TID 1410/1411: a coded quantity with a UCUM unit."""
+
+    name: Code
+    value: float
+    unit: Code
+    method: Code | None = None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One item of the Segment Sequence (PS3.3 §C.8.20.2) and its measurements; `value` is its label in the mask."""
+
+    value: int
+    label: str
+    category: Code
+    type: Code
+    type_modifier: Code | None
+    color: str
+    measurements: tuple[Measurement, ...] = ()
+    is_empty: bool = False
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A label map on the source grid, slice for slice.
+
+    `labels`: uint8, (slice, row, column), 0 is background; `sources[k]` is the image under slice k.
+    """
+
+    labels: NDArray[np.uint8]
+    sources: tuple[Source, ...]
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that one bundle says about one series."""
+
+    algorithm: Algorithm
+    started: datetime
+    findings: tuple[Finding, ...] = ()
+    segmentations: tuple[Segmentation, ...] = ()
+    remarks: tuple[str, ...] = field(default=())

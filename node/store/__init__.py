@@ -1,0 +1,1 @@
+"""What survives a restart: the spool (durable files) and its index, the database."""

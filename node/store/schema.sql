@@ -1,0 +1,106 @@
+-- The database: index of the spool and queue of record. Runs unchanged on SQLite and PostgreSQL.
+-- Times are seconds since the epoch, UTC. States and their legal moves: node/states.py.
+
+CREATE TABLE IF NOT EXISTS schema_version (version INTEGER PRIMARY KEY);
+
+CREATE TABLE IF NOT EXISTS study (
+    study_instance_uid TEXT PRIMARY KEY,
+    state              TEXT NOT NULL,
+    revision           INTEGER NOT NULL,            -- how often it has been complete
+    opened_at          DOUBLE PRECISION NOT NULL,   -- first instance of the revision now being received
+    last_received_at   DOUBLE PRECISION NOT NULL,
+    completed_at       DOUBLE PRECISION,
+    manifest_sha256    TEXT,                        -- over the sorted (sop_instance_uid, sha256) of the revision
+    reason             TEXT NOT NULL DEFAULT ''     -- why complete, how routed, what failed; for people
+);
+CREATE INDEX IF NOT EXISTS study_by_state ON study (state, last_received_at);
+
+CREATE TABLE IF NOT EXISTS instance (
+    sop_instance_uid    TEXT NOT NULL,
+    sha256              TEXT NOT NULL,               -- of the data set's bytes as received
+    study_instance_uid  TEXT NOT NULL REFERENCES study (study_instance_uid),
+    series_instance_uid TEXT NOT NULL,
+    sop_class_uid       TEXT NOT NULL,
+    transfer_syntax_uid TEXT NOT NULL,
+    path                TEXT NOT NULL,               -- relative to the spool
+    size                BIGINT NOT NULL,
+    calling_ae          TEXT NOT NULL,
+    is_own_result       INTEGER NOT NULL DEFAULT 0,  -- made by us and sent back by the PACS: kept, never read
+    received_at         DOUBLE PRECISION NOT NULL,
+    revision            INTEGER NOT NULL,            -- the first revision whose manifest has it
+    PRIMARY KEY (sop_instance_uid, sha256)
+);
+CREATE INDEX IF NOT EXISTS instance_by_study ON instance (study_instance_uid, revision);
+
+CREATE TABLE IF NOT EXISTS job (
+    id                  TEXT PRIMARY KEY,            -- derived from the unique key
+    study_instance_uid  TEXT NOT NULL REFERENCES study (study_instance_uid),
+    revision            INTEGER NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    bundle              TEXT NOT NULL,
+    bundle_version      TEXT NOT NULL,
+    bundle_digest       TEXT NOT NULL,
+    route               TEXT NOT NULL,
+    results             TEXT NOT NULL,               -- JSON list of SR, SEG, SC
+    send_to             TEXT NOT NULL,               -- JSON list of destination names
+    state               TEXT NOT NULL,
+    attempts            INTEGER NOT NULL DEFAULT 0,
+    fence               INTEGER NOT NULL DEFAULT 0,
+    leased_by           TEXT,
+    leased_until        DOUBLE PRECISION,
+    not_before          DOUBLE PRECISION NOT NULL DEFAULT 0,
+    rung_at             DOUBLE PRECISION NOT NULL DEFAULT 0,   -- when the broker was last told
+    reason              TEXT NOT NULL DEFAULT '',
+    summary             TEXT NOT NULL DEFAULT '',    -- what was found, in one line, for people
+    created_at          DOUBLE PRECISION NOT NULL,
+    updated_at          DOUBLE PRECISION NOT NULL,
+    UNIQUE (study_instance_uid, revision, series_instance_uid, bundle, bundle_version, bundle_digest)
+);
+CREATE INDEX IF NOT EXISTS job_by_state ON job (state, not_before);
+CREATE INDEX IF NOT EXISTS job_by_study ON job (study_instance_uid, revision);
+
+CREATE TABLE IF NOT EXISTS evidence (
+    sop_instance_uid    TEXT PRIMARY KEY,
+    job_id              TEXT NOT NULL REFERENCES job (id),
+    kind                TEXT NOT NULL,               -- SR, SEG or SC
+    sop_class_uid       TEXT NOT NULL,
+    series_instance_uid TEXT NOT NULL,
+    path                TEXT NOT NULL,               -- relative to the spool
+    sha256              TEXT NOT NULL,               -- of the file
+    size                BIGINT NOT NULL,
+    created_at          DOUBLE PRECISION NOT NULL
+);
+CREATE INDEX IF NOT EXISTS evidence_by_job ON evidence (job_id);
+
+CREATE TABLE IF NOT EXISTS delivery (
+    id                  TEXT PRIMARY KEY,            -- derived from the unique key
+    sop_instance_uid    TEXT NOT NULL REFERENCES evidence (sop_instance_uid),
+    destination         TEXT NOT NULL,
+    state               TEXT NOT NULL,
+    attempts            INTEGER NOT NULL DEFAULT 0,
+    fence               INTEGER NOT NULL DEFAULT 0,
+    leased_by           TEXT,
+    leased_until        DOUBLE PRECISION,
+    not_before          DOUBLE PRECISION NOT NULL DEFAULT 0,
+    rung_at             DOUBLE PRECISION NOT NULL DEFAULT 0,
+    last_status         TEXT NOT NULL DEFAULT '',    -- DIMSE status as hex, or the association's answer
+    reason              TEXT NOT NULL DEFAULT '',
+    transaction_uid     TEXT,                        -- of the storage commitment now asked for
+    commit_attempts     INTEGER NOT NULL DEFAULT 0,
+    created_at          DOUBLE PRECISION NOT NULL,
+    updated_at          DOUBLE PRECISION NOT NULL,
+    UNIQUE (sop_instance_uid, destination)
+);
+CREATE INDEX IF NOT EXISTS delivery_by_state ON delivery (state, not_before);
+CREATE INDEX IF NOT EXISTS delivery_by_transaction ON delivery (transaction_uid);
+
+CREATE TABLE IF NOT EXISTS event (                   -- append only
+    id         INTEGER PRIMARY KEY,
+    at         DOUBLE PRECISION NOT NULL,
+    entity     TEXT NOT NULL,                        -- study, job, delivery, instance
+    entity_id  TEXT NOT NULL,
+    from_state TEXT NOT NULL,
+    to_state   TEXT NOT NULL,
+    reason     TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX IF NOT EXISTS event_by_entity ON event (entity, entity_id);

@@ -1,0 +1,1 @@
+"""The HTTP face: status pages and health."""

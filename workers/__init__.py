@@ -1,0 +1,1 @@
+"""Jobs in, DICOM results back to the PACS."""
