@@ -40,6 +40,10 @@ class DatabaseUnavailable(Transient):
     """The database does not answer or is locked by another process; nothing was written."""
 
 
+class NotFound(Permanent):
+    """The database knows no study, job or delivery of this name."""
+
+
 class ConfigError(Permanent):
     """A configuration file is wrong. Shown as `file:line: what: expected`; exit status 2."""
 

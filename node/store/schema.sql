@@ -87,7 +87,7 @@ CREATE TABLE IF NOT EXISTS delivery (
     reason              TEXT NOT NULL DEFAULT '',
     transaction_uid     TEXT,                        -- of the storage commitment now asked for
     commit_attempts     INTEGER NOT NULL DEFAULT 0,
-    created_at          DOUBLE PRECISION NOT NULL,
+    created_at          DOUBLE PRECISION NOT NULL,   -- or when a person last revived it: how long to try counts from here
     updated_at          DOUBLE PRECISION NOT NULL,
     UNIQUE (sop_instance_uid, destination)
 );
@@ -95,12 +95,12 @@ CREATE INDEX IF NOT EXISTS delivery_by_state ON delivery (state, not_before);
 CREATE INDEX IF NOT EXISTS delivery_by_transaction ON delivery (transaction_uid);
 
 CREATE TABLE IF NOT EXISTS event (                   -- append only
-    id         INTEGER PRIMARY KEY,
-    at         DOUBLE PRECISION NOT NULL,
     entity     TEXT NOT NULL,                        -- study, job, delivery, instance
-    entity_id  TEXT NOT NULL,
-    from_state TEXT NOT NULL,
+    entity_id  TEXT NOT NULL,                        -- an instance is named by its sha256
+    number     INTEGER NOT NULL,                     -- from 1 within the entity; its order whatever the clock does
+    at         DOUBLE PRECISION NOT NULL,
+    from_state TEXT NOT NULL,                        -- '' when the entity came to be
     to_state   TEXT NOT NULL,
-    reason     TEXT NOT NULL DEFAULT ''
+    reason     TEXT NOT NULL DEFAULT '',
+    PRIMARY KEY (entity, entity_id, number)
 );
-CREATE INDEX IF NOT EXISTS event_by_entity ON event (entity, entity_id);

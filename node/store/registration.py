@@ -1,0 +1,165 @@
+"""Registering: instances that are durable in the spool enter the index, and a late one reopens its study.
+
+An instance is known by (SOP Instance UID, SHA-256 of its data set): the same bytes again change nothing, other bytes
+under the same UID are never lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from node.states import StudyState as S
+from node.store.db import Database, move, record, rows
+
+
+@dataclass(frozen=True)
+class Received:
+    """One instance that is durable in the spool; `is_own_result`: made by us and sent back, kept but never read."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    sha256: str
+    path: str
+    size: int
+    calling_ae: str
+    is_own_result: bool
+    received_at: float
+
+
+_INSERT_INSTANCE = sa.text(
+    "INSERT INTO instance (sop_instance_uid, sha256, study_instance_uid, series_instance_uid, sop_class_uid, "
+    "transfer_syntax_uid, path, size, calling_ae, is_own_result, received_at, revision) VALUES (:sop_instance_uid, "
+    ":sha256, :study_instance_uid, :series_instance_uid, :sop_class_uid, :transfer_syntax_uid, :path, :size, "
+    ":calling_ae, :is_own_result, :received_at, :revision) ON CONFLICT DO NOTHING"
+)
+
+
+def register(db: Database, received: Sequence[Received], late: Literal["reread", "ignore"] = "reread") -> int:
+    """Index instances in one transaction; return how many were new.
+
+    A new instance of a study that was complete reopens it, unless `late` is "ignore" or it is our own result.
+    """
+    by_study: dict[str, list[Received]] = {}
+    for instance in received:
+        by_study.setdefault(instance.study_instance_uid, []).append(instance)
+    new = 0
+    with db.transaction() as connection:
+        for study_uid in sorted(by_study):  # always in this order: two batches must not wait for each other
+            new += _register_study(connection, study_uid, by_study[study_uid], late)
+    return new
+
+
+def registered(db: Database, sha256s: Iterable[str]) -> set[str]:
+    """Return those of `sha256s` (of data sets) that the index knows."""
+    wanted, known = sorted(set(sha256s)), set()
+    with db.reader() as connection:
+        for start in range(0, len(wanted), 500):
+            part = wanted[start : start + 500]
+            found = rows(connection, "SELECT sha256 FROM instance WHERE sha256 IN :part", part=part)
+            known |= {row["sha256"] for row in found}
+    return known
+
+
+def hold(connection: sa.Connection, study_uid: str) -> dict[str, Any] | None:
+    """Lock the study's row until the transaction ends (an UPDATE that changes nothing) and return it."""
+    found = rows(
+        connection,
+        "UPDATE study SET revision = revision WHERE study_instance_uid = :uid RETURNING *",
+        uid=study_uid,
+    )
+    return found[0] if found else None
+
+
+def _register_study(
+    connection: sa.Connection, study_uid: str, received: Sequence[Received], late: Literal["reread", "ignore"]
+) -> int:
+    _open(connection, study_uid, received)
+    study = hold(connection, study_uid)
+    assert study is not None  # noqa: S101 - inserted by the line before, never deleted
+    known = _known(connection, [i.sop_instance_uid for i in received])
+    new = [i for i in received if _is_new(i, known)]
+    images = [i for i in new if not i.is_own_result]
+    if images:
+        _take_in(connection, study, images, late)
+    for instance in new:
+        values = {"is_own_result": int(instance.is_own_result), "revision": study["revision"] + 1}
+        connection.execute(_INSERT_INSTANCE, asdict(instance) | values)
+        if len(known[instance.sop_instance_uid]) > 1:
+            reason = f"{instance.sop_instance_uid} came with other bytes before; both are kept"
+            record(connection, "instance", instance.sha256, "", "DIFFERS", instance.received_at, reason)
+    return len(new)
+
+
+def _open(connection: sa.Connection, study_uid: str, received: Sequence[Received]) -> None:
+    at = min(i.received_at for i in received)
+    made = connection.execute(
+        sa.text(
+            "INSERT INTO study (study_instance_uid, state, revision, opened_at, last_received_at) "
+            "VALUES (:uid, 'RECEIVING', 0, :at, :at) ON CONFLICT DO NOTHING"
+        ),
+        {"uid": study_uid, "at": at},
+    )
+    if made.rowcount == 1:
+        record(connection, "study", study_uid, "", S.RECEIVING, at, f"first instance from {received[0].calling_ae}")
+
+
+def _known(connection: sa.Connection, uids: Sequence[str]) -> dict[str, set[str]]:
+    """Return SOP Instance UID → digests of the copies that are there."""
+    known: dict[str, set[str]] = {uid: set() for uid in uids}
+    wanted = sorted(known)
+    for start in range(0, len(wanted), 500):
+        statement = "SELECT sop_instance_uid, sha256 FROM instance WHERE sop_instance_uid IN :part"
+        for row in rows(connection, statement, part=wanted[start : start + 500]):
+            known[row["sop_instance_uid"]].add(row["sha256"])
+    return known
+
+
+def _is_new(instance: Received, known: dict[str, set[str]]) -> bool:
+    copies = known[instance.sop_instance_uid]
+    if instance.sha256 in copies:
+        return False
+    copies.add(instance.sha256)
+    return True
+
+
+def _take_in(
+    connection: sa.Connection, study: dict[str, Any], images: Sequence[Received], late: Literal["reread", "ignore"]
+) -> None:
+    """Let new instances move the study: on with the quiet period, or back to RECEIVING."""
+    uid, state = study["study_instance_uid"], S(study["state"])
+    first, last = min(i.received_at for i in images), max(i.received_at for i in images)
+    if state == S.RECEIVING:
+        if _is_waiting(connection, study):
+            first, last = min(first, study["opened_at"]), max(last, study["last_received_at"])
+        connection.execute(
+            sa.text("UPDATE study SET opened_at = :first, last_received_at = :last WHERE study_instance_uid = :uid"),
+            {"first": first, "last": last, "uid": uid},
+        )
+    elif late == "reread":
+        reason = f"{len(images)} instances came after revision {study['revision']} was complete"
+        changes = {"opened_at": first, "last_received_at": last, "reason": reason}
+        move(connection, "study", uid, state, S.RECEIVING, last, reason, changes=changes)
+    else:
+        for instance in images:
+            reason = f"came after revision {study['revision']} was complete; completeness.late_instances is ignore"
+            record(connection, "instance", instance.sha256, "", "LATE", instance.received_at, reason)
+
+
+def _is_waiting(connection: sa.Connection, study: dict[str, Any]) -> bool:
+    """Whether the study already has instances of the revision now being received (our own results do not count)."""
+    return bool(
+        rows(
+            connection,
+            "SELECT 1 AS there FROM instance WHERE study_instance_uid = :uid AND revision > :revision "
+            "AND is_own_result = 0 LIMIT 1",
+            uid=study["study_instance_uid"],
+            revision=study["revision"],
+        )
+    )

@@ -1,0 +1,228 @@
+"""The spool: Part 10 files under names made of their own digests, durable before anyone is told so.
+
+Recipe: temporary file in the same file system → write → fsync → rename → fsync of the directory and of every
+directory that led to it. An fsync that failed is never retried (the kernel reports the error once and forgets the
+pages): the file is dropped and the caller gets `NoRoom`. No name is ever made from a DICOM value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from node import clock
+from node.errors import NoRoom, Permanent
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o640
+_NAME = re.compile(r"(?:instances|results)/([0-9a-f]{2})/([0-9a-f]{2})/(\1\2[0-9a-f]{60})\.dcm")
+_PREAMBLE = 128 + 4
+_GROUP_LENGTH = 12
+"""Bytes of (0002,0000) File Meta Information Group Length, explicit VR little endian (PS3.10 §7.1)."""
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file in the spool: path relative to its root, SHA-256 of its data set (a result: of the file), file size."""
+
+    path: str
+    sha256: str
+    size: int
+
+
+class Spool:
+    """Durable files below `root`; `refuse_below` is the free space in bytes that must remain."""
+
+    def __init__(self, root: Path, refuse_below: int) -> None:
+        self.root = root
+        self.refuse_below = refuse_below
+        self._tmp = root / "tmp"
+        self._durable: set[Path] = set()
+        self._lock = threading.Lock()
+        try:
+            for folder in (self._tmp, root / "instances", root / "results"):
+                folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+            for folder in (root, root.parent):
+                _fsync_folder(folder)
+        except OSError as error:
+            raise NoRoom(
+                f"The spool {root} cannot be made: {error.strerror}. Check the folder and its owner."
+            ) from None
+
+    def check_room(self, size: int) -> None:
+        """Raise `NoRoom` when `size` more bytes would leave less than `refuse_below` free."""
+        status = os.statvfs(self.root)
+        free = status.f_bavail * status.f_frsize
+        if free - size < self.refuse_below:
+            raise NoRoom(
+                f"The spool has {free:,} bytes free; {size:,} more would leave less than spool.refuse_below "
+                f"({self.refuse_below:,}). Nothing was kept. Free some space."
+            )
+
+    def store_instance(self, header: bytes, dataset: bytes) -> Stored:
+        """Store one received instance: `header` (preamble, DICM, File Meta Information) and `dataset` as received.
+
+        Returns only when the file would survive a power cut. The same data set again gives the same answer.
+        """
+        sha256 = hashlib.sha256(dataset).hexdigest()
+        return self._store("instances", sha256, (header, dataset), tail=dataset)
+
+    def store_result(self, data: bytes) -> Stored:
+        """Store one Evidence Document, a whole Part 10 file, as durably as an instance."""
+        return self._store("results", hashlib.sha256(data).hexdigest(), (data,), tail=data)
+
+    def path(self, relative: str) -> Path:
+        """Return the absolute path of a stored file; anything that is no name of the spool is `Permanent`."""
+        if not _NAME.fullmatch(relative):
+            raise Permanent(f"{relative!r} is not the name of a file in the spool.")
+        return self.root / relative
+
+    def relative(self, path: Path) -> str:
+        """Return the name under which the database knows the file at `path`."""
+        return path.relative_to(self.root).as_posix()
+
+    def instances(self) -> Iterator[Path]:
+        """Yield the absolute path of every received instance, in the order of the digests."""
+        yield from self._files("instances")
+
+    def results(self) -> Iterator[Path]:
+        """Yield the absolute path of every Evidence Document, in the order of the digests."""
+        yield from self._files("results")
+
+    def sweep_tmp(self, older_than_s: float, now: clock.Clock = clock.now) -> int:
+        """Delete temporary files last written more than `older_than_s` seconds ago; return how many."""
+        swept = 0
+        for path in self._tmp.iterdir():
+            try:
+                if now() - path.stat().st_mtime >= older_than_s:
+                    path.unlink()
+                    swept += 1
+            except FileNotFoundError:  # its writer was quicker
+                continue
+        return swept
+
+    def verify(self, relative: str, sha256: str) -> bool:
+        """Say whether the file is there and its data set (a result: the file) still has this digest."""
+        path = self.path(relative)
+        try:
+            return (dataset_sha256(path) if relative.startswith("instances/") else _sha256(path, 0)) == sha256
+        except (FileNotFoundError, ValueError):
+            return False
+
+    def _files(self, kind: str) -> Iterator[Path]:
+        for first in sorted((self.root / kind).iterdir()):
+            for second in sorted(first.iterdir()):
+                yield from (p for p in sorted(second.iterdir()) if _NAME.fullmatch(self.relative(p)))
+
+    def _store(self, kind: str, sha256: str, parts: tuple[bytes, ...], tail: bytes) -> Stored:
+        folder = self.root / kind / sha256[:2] / sha256[2:4]
+        final = folder / f"{sha256}.dcm"
+        try:
+            self._make_durable(folder)
+            if _ends_with(final, tail):
+                _fsync_folder(folder)  # whoever renamed it may have been killed before doing so
+            else:
+                self._write(final, parts)
+            size = final.stat().st_size
+        except OSError as error:
+            raise NoRoom(
+                f"The spool refused a write ({error.strerror}); nothing was kept. "
+                "Free some space, and check the disk if there is plenty."
+            ) from error
+        return Stored(self.relative(final), sha256, size)
+
+    def _write(self, final: Path, parts: tuple[bytes, ...]) -> None:
+        temporary = self._write_temporary(parts)
+        try:
+            temporary.rename(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        try:
+            _fsync_folder(final.parent)
+        except OSError:
+            final.unlink(missing_ok=True)  # not to be trusted: it may be gone after a power cut
+            raise
+
+    def _write_temporary(self, parts: tuple[bytes, ...]) -> Path:
+        descriptor, name = tempfile.mkstemp(suffix=".part", dir=self._tmp)
+        try:
+            try:
+                os.fchmod(descriptor, FILE_MODE)
+                for part in parts:
+                    _write_all(descriptor, part)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        return Path(name)
+
+    def _make_durable(self, folder: Path) -> None:
+        """Make `folder`, and see once per process that its own entry is on disk, whoever made it."""
+        with self._lock:
+            if folder in self._durable and folder.is_dir():
+                return
+        folder.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        _fsync_folder(folder.parent)
+        _fsync_folder(folder.parent.parent)
+        with self._lock:
+            self._durable.add(folder)
+
+
+def dataset_sha256(path: Path) -> str:
+    """Return the SHA-256 of the data set of a Part 10 file, its bytes after the File Meta Information (PS3.10 §7.1).
+
+    Raises `ValueError` when there is no File Meta Information with a group length.
+    """
+    with path.open("rb") as file:
+        head = file.read(_PREAMBLE + _GROUP_LENGTH)
+    if len(head) < _PREAMBLE + _GROUP_LENGTH or head[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00":
+        raise ValueError(f"{path.name} has no File Meta Information Group Length")
+    return _sha256(path, _PREAMBLE + _GROUP_LENGTH + int.from_bytes(head[-4:], "little"))
+
+
+def _sha256(path: Path, offset: int) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(offset)
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
+    return total.hexdigest()
+
+
+def _ends_with(path: Path, tail: bytes) -> bool:
+    """Say whether the file is there and ends with these very bytes; a damaged one is written anew."""
+    try:
+        with path.open("rb") as file:
+            start = os.fstat(file.fileno()).st_size - len(tail)
+            if start < 0:
+                return False
+            file.seek(start)
+            view = memoryview(tail)
+            return all(file.read(_CHUNK) == view[at : at + _CHUNK] for at in range(0, len(tail), _CHUNK))
+    except FileNotFoundError:
+        return False
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

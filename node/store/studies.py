@@ -1,0 +1,216 @@
+"""Studies: due when received long enough, frozen when complete, routed once; `settle` derives that they are done."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from node.errors import NotFound
+from node.states import StudyState as S
+from node.store import deliveries, jobs
+from node.store.db import Database, history, move, rows
+from node.store.jobs import NewJob
+from node.store.registration import Received as Received
+from node.store.registration import hold
+from node.store.registration import register as register
+from node.store.registration import registered as registered
+from node.store.settling import settle as settle
+
+
+@dataclass(frozen=True)
+class DueStudy:
+    """A study that has been received long enough; `revision` is the one that it would become."""
+
+    study_instance_uid: str
+    revision: int
+    opened_at: float
+    last_received_at: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class InstanceRow:
+    """One instance of a manifest; `revision` is the first one that has it."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+    path: str
+    sha256: str
+    size: int
+    received_at: float
+    revision: int
+
+
+def due(db: Database, now: float, quiet_period: float, max_wait: float) -> list[DueStudy]:
+    """Return the studies without a new instance for `quiet_period` s, or receiving for `max_wait` s, oldest first."""
+    with db.reader() as connection:
+        found = rows(
+            connection,
+            "SELECT study_instance_uid, revision, opened_at, last_received_at FROM study s WHERE state = 'RECEIVING' "
+            "AND (last_received_at <= :quiet OR opened_at <= :open) AND EXISTS (SELECT 1 FROM instance i WHERE "
+            "i.study_instance_uid = s.study_instance_uid AND i.revision > s.revision AND i.is_own_result = 0) "
+            "ORDER BY opened_at, study_instance_uid",
+            quiet=now - quiet_period,
+            open=now - max_wait,
+        )
+    return [_due(row, now, quiet_period) for row in found]
+
+
+def complete(
+    db: Database, study_uid: str, now: float, reason: str, seen_last_received_at: float | None = None
+) -> int | None:
+    """Take the study as complete: revision + 1, its manifest frozen. Returns the revision; None if another won.
+
+    With `seen_last_received_at`, an instance that arrived since `due` looked is waited for, too (also None).
+    """
+    with db.transaction() as connection:
+        study = hold(connection, study_uid)
+        if study is None or study["state"] != S.RECEIVING:
+            return None
+        if seen_last_received_at not in (None, study["last_received_at"]):
+            return None
+        revision = int(study["revision"]) + 1
+        changes = {
+            "revision": revision,
+            "completed_at": now,
+            "manifest_sha256": manifest_sha256(_manifest(connection, study_uid, revision)),
+            "reason": reason,
+        }
+        move(
+            connection,
+            "study",
+            study_uid,
+            S.RECEIVING,
+            S.COMPLETE,
+            now,
+            f"revision {revision}: {reason}",
+            changes=changes,
+        )
+        return revision
+
+
+def manifest(db: Database, study_uid: str, revision: int) -> list[InstanceRow]:
+    """Return the instances that the study consists of in this revision, by series and SOP Instance UID.
+
+    Our own results are not among them. Where one SOP Instance UID came with different bytes, the copy received last
+    stands (a corrected header sent again), and the history of the instance tells of it.
+    """
+    with db.reader() as connection:
+        return _manifest(connection, study_uid, revision)
+
+
+def manifest_sha256(instances: Iterable[InstanceRow]) -> str:
+    """Return the SHA-256 over the sorted (SOP Instance UID, SHA-256) of the instances: the key of what was read."""
+    total = hashlib.sha256()
+    for uid, sha256 in sorted((i.sop_instance_uid, i.sha256) for i in instances):
+        total.update(f"{uid} {sha256}\n".encode())
+    return total.hexdigest()
+
+
+def to_route(db: Database) -> list[tuple[str, int]]:
+    """Return (Study Instance UID, revision) of the studies that wait for the router, the first completed first."""
+    with db.reader() as connection:
+        statement = "SELECT study_instance_uid, revision FROM study WHERE state = 'COMPLETE' ORDER BY completed_at"
+        return [(row["study_instance_uid"], int(row["revision"])) for row in rows(connection, statement)]
+
+
+def routed(db: Database, study_uid: str, revision: int, new_jobs: Sequence[NewJob], reason: str, now: float) -> bool:
+    """Insert the jobs and move COMPLETE → ROUTED in one transaction; without jobs straight on to DONE.
+
+    False: another router won, or a late instance reopened the study; nothing was inserted.
+    """
+    with db.transaction() as connection:
+        at_revision = {"revision": revision}
+        if not move(
+            connection,
+            "study",
+            study_uid,
+            S.COMPLETE,
+            S.ROUTED,
+            now,
+            reason,
+            where=at_revision,
+            changes={"reason": reason},
+        ):
+            return False
+        if not new_jobs:
+            move(connection, "study", study_uid, S.ROUTED, S.DONE, now, reason)
+        jobs.insert(connection, new_jobs, now)
+    return True
+
+
+def listing(db: Database, state: str | None = None, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
+    """Return studies, the last received first, with `instances` (a count) and `jobs` of the current revision."""
+    with db.reader() as connection:
+        studies = rows(
+            connection,
+            "SELECT s.*, (SELECT COUNT(*) FROM instance i WHERE i.study_instance_uid = s.study_instance_uid) "
+            "AS instances FROM study s WHERE :state = '' OR state = :state "
+            "ORDER BY last_received_at DESC, study_instance_uid LIMIT :limit OFFSET :offset",
+            state=state or "",
+            limit=limit,
+            offset=offset,
+        )
+        found = rows(
+            connection,
+            "SELECT id, study_instance_uid, revision, series_instance_uid, bundle, bundle_version, state, reason, "
+            "summary FROM job WHERE study_instance_uid IN :uids ORDER BY created_at, id",
+            uids=[study["study_instance_uid"] for study in studies],
+        )
+    for study in studies:
+        key = (study["study_instance_uid"], study["revision"])
+        study["jobs"] = [job for job in found if (job["study_instance_uid"], job["revision"]) == key]
+    return studies
+
+
+def show(db: Database, study_uid: str) -> dict[str, Any]:
+    """Return one study with its `series`, `jobs` and `deliveries` of all revisions and its `history`.
+
+    Raises `NotFound`.
+    """
+    with db.reader() as connection:
+        found = rows(connection, "SELECT * FROM study WHERE study_instance_uid = :uid", uid=study_uid)
+        if not found:
+            raise NotFound(f"There is no study {study_uid}. `wetread studies list` names them.")
+        return {
+            **found[0],
+            "series": rows(connection, _SERIES, uid=study_uid),
+            "jobs": jobs.of_study(connection, study_uid),
+            "deliveries": deliveries.of_study(connection, study_uid),
+            "history": history(connection, "study", study_uid),
+        }
+
+
+_SERIES = (
+    "SELECT series_instance_uid, is_own_result, COUNT(*) AS instances, SUM(size) AS size, "
+    "MIN(received_at) AS first_received_at, MAX(received_at) AS last_received_at FROM instance "
+    "WHERE study_instance_uid = :uid GROUP BY series_instance_uid, is_own_result ORDER BY series_instance_uid"
+)
+
+
+def _manifest(connection: sa.Connection, study_uid: str, revision: int) -> list[InstanceRow]:
+    names = [field.name for field in fields(InstanceRow)]
+    found = rows(
+        connection,
+        f"SELECT {', '.join(names)} FROM instance WHERE study_instance_uid = :uid "  # noqa: S608 - our own names
+        "AND revision <= :revision AND is_own_result = 0 ORDER BY received_at, revision, sha256",
+        uid=study_uid,
+        revision=revision,
+    )
+    last = {row["sop_instance_uid"]: InstanceRow(**row) for row in found}
+    return sorted(last.values(), key=lambda i: (i.series_instance_uid, i.sop_instance_uid))
+
+
+def _due(row: dict[str, Any], now: float, quiet_period: float) -> DueStudy:
+    quiet, waited = now - row["last_received_at"], now - row["opened_at"]
+    reason = f"quiet for {quiet:.0f} s" if quiet >= quiet_period else f"longest wait reached after {waited:.0f} s"
+    return DueStudy(
+        row["study_instance_uid"], int(row["revision"]) + 1, row["opened_at"], row["last_received_at"], reason
+    )
