@@ -1,0 +1,111 @@
+"""One SOP Instance becomes stored pixel values: decoded, unused bits removed, sign extended (PS3.3 §C.7.6.3.1).
+
+Runs in the supervised child only: whatever a decoder raises, `BaseException` included, ends here as `Unsuitable`
+with the Transfer Syntax named. The size is checked before a byte is decoded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
+
+from node.errors import Unsuitable
+from workers.load.header import integer
+
+MAX_DECODED_BYTES = 2 * 2**30
+"""No instance decodes to more: 28 MB of RLE can claim 1.8 GB, and far more."""
+GREY = ("MONOCHROME1", "MONOCHROME2")
+_NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
+_KEEPS_STRAY_BITS = {*_NATIVE, ExplicitVRBigEndian, RLELossless}
+"""Syntaxes that carry the whole cell; the codestreams of the others carry only the stored bits."""
+
+
+def stored_values(ds: Dataset, name: str) -> NDArray[Any]:
+    """Return the stored values of every frame: integers, (frame, row, column).
+
+    `name` says which instance it is. Raises `Unsuitable` for objects without Pixel Data, color, sizes over
+    `MAX_DECODED_BYTES`, and whatever cannot be decoded.
+    """
+    frames, rows, columns = shape(ds, name)
+    _require_grey(ds, name)
+    cell = integer(ds, "BitsAllocated", 0)
+    if cell not in (8, 16, 32):
+        raise Unsuitable(f"{name} has Bits Allocated (0028,0100) {cell}; 8, 16 or 32 can be read")
+    size = frames * rows * columns * cell // 8
+    if size > MAX_DECODED_BYTES:
+        allowed = MAX_DECODED_BYTES >> 30
+        raise Unsuitable(f"{name} decodes to {size / 2**30:.1f} GiB, more than the {allowed} GiB allowed")
+    syntax = UID(ds.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian))
+    raw = _native(ds, name, size, cell) if syntax in _NATIVE else _decoded(ds, name, syntax)
+    if raw.size != frames * rows * columns:
+        raise Unsuitable(f"{name} decodes to {raw.size} pixels where its header promises {frames * rows * columns}")
+    return _clean(ds, raw.reshape(frames, rows, columns), syntax)
+
+
+def shape(ds: Dataset, name: str) -> tuple[int, int, int]:
+    """Return (frames, rows, columns) as the header states them; raises `Unsuitable` where they are not positive."""
+    frames = integer(ds, "NumberOfFrames", 1) or 1
+    rows, columns = integer(ds, "Rows", 0), integer(ds, "Columns", 0)
+    if "PixelData" not in ds:
+        raise Unsuitable(f"{name} is no image with Pixel Data (7FE0,0010)")
+    if min(frames, rows, columns) < 1:
+        raise Unsuitable(f"{name} states an impossible image size: {frames} frames of {rows} × {columns}")
+    return frames, rows, columns
+
+
+def _require_grey(ds: Dataset, name: str) -> None:
+    photometric = str(ds.get("PhotometricInterpretation", "")).strip()
+    if photometric not in GREY or integer(ds, "SamplesPerPixel", 1) != 1:
+        told = photometric or "Photometric Interpretation missing"
+        raise Unsuitable(f"{name} is a color image ({told}), not a grey one")
+
+
+def _native(ds: Dataset, name: str, size: int, cell: int) -> NDArray[Any]:
+    """Little-endian native pixels without a copy; one byte of padding is legal (PS3.5 §8.1.1)."""
+    data = ds.PixelData
+    if not isinstance(data, bytes) or not size <= len(data) <= size + 1:
+        found = len(data) if isinstance(data, bytes) else 0
+        raise Unsuitable(f"{name} has {found} bytes of Pixel Data where its header promises {size}")
+    sign = "i" if integer(ds, "PixelRepresentation", 0) == 1 else "u"
+    return np.frombuffer(data, dtype=f"<{sign}{cell // 8}", count=size * 8 // cell)
+
+
+def _decoded(ds: Dataset, name: str, syntax: UID) -> NDArray[Any]:
+    """Decode by pydicom's plugins; a crafted RLE frame raises a `BaseException` that is no `Exception`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(pixel_array(ds, raw=True))
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # a decoder is a stranger's code on a stranger's bytes
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise Unsuitable(f"{name} cannot be decoded from {syntax.name}: {reason}") from None
+
+
+def _clean(ds: Dataset, raw: NDArray[Any], syntax: UID) -> NDArray[Any]:
+    """Drop overlay and stray bits around the stored ones and extend the sign (PS3.5 §8.1.1)."""
+    cell = raw.dtype.itemsize * 8
+    stored = integer(ds, "BitsStored", cell)
+    low = integer(ds, "HighBit", stored - 1) - stored + 1
+    signed = raw.dtype.kind == "i"
+    if not 0 < stored < cell or not 0 <= low <= cell - stored or not (signed or syntax in _KEEPS_STRAY_BITS):
+        return raw
+    if syntax not in _KEEPS_STRAY_BITS:
+        low = 0
+    # Up to the top of the cell and down again: the shift back fills with zeros, or with the sign.
+    raised: NDArray[Any] = np.left_shift(raw, raw.dtype.type(cell - stored - low))
+    return np.asarray(raised >> raw.dtype.type(cell - stored))

@@ -1,0 +1,97 @@
+"""A series becomes what a bundle reads: one volume in LPS millimeters, or its films one by one.
+
+What cannot be read as it is meant is refused with the reason: no resampling, no filling, no guessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from node.errors import Unsuitable
+from node.findings import Volume
+from workers.load import geometry
+from workers.load.pixels import stored_values
+from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image
+from workers.load.values import displayed, rescaled
+
+MAX_VOLUME_BYTES = 4 * 2**30
+"""No series becomes more float32 pixels than this."""
+
+
+def load(paths: Sequence[Path], dimensions: Literal[2, 3]) -> list[Volume]:
+    """Read the Part 10 files of one series, in whatever order, and return what a bundle of `dimensions` reads.
+
+    2: one `Volume` of a single slice per film or frame, by Instance Number. 3: exactly one `Volume`.
+    Raises `Unsuitable` naming instances and positions; OSError where a file cannot be read.
+    """
+    images = sorted((open_image(Path(path)) for path in paths), key=lambda image: image.order)
+    _require_room(images)
+    if dimensions == 2:
+        return [_film(image, frame, stored) for image in images for frame, stored in _frames(image)]
+    return [_volume([image for image in images if not image.is_localizer] or images)]
+
+
+def _require_room(images: Sequence[Image]) -> None:
+    if not images:
+        raise Unsuitable("it has no instances")
+    planes = [frame.plane for image in images for frame in image.slices]
+    size = sum(4 * plane.shape[0] * plane.shape[1] for plane in planes)
+    if size > MAX_VOLUME_BYTES:
+        needed, allowed = size / 2**30, MAX_VOLUME_BYTES >> 30
+        raise Unsuitable(
+            f"its {len(planes)} slices need {needed:.1f} GiB of memory, more than the {allowed} GiB allowed"
+        )
+
+
+def _frames(image: Image) -> list[tuple[Slice, NDArray[np.generic]]]:
+    stored = stored_values(image.ds, image.name)
+    return [(frame, stored[frame.index]) for frame in image.slices]
+
+
+def _film(image: Image, frame: Slice, stored: NDArray[np.generic]) -> Volume:
+    """One image on its own: a projection as display values, a slice of CT, MR or PET in rescaled units."""
+    plane = frame.plane
+    if image.modality in PROJECTIONS or plane.position_mm is None or plane.cosines is None:
+        pixels = displayed(stored, image.ds, image.name)
+        spacing, projection = calibrated_spacing(image.ds), True
+        affine = geometry.film_affine(spacing)
+    else:
+        pixels = rescaled(stored, image.ds, image.name, frame.transformation)
+        spacing, projection = plane.spacing_mm, False
+        affine = geometry.slice_affine(plane)
+    _require_contrast(pixels, f"{image.name} is blank")
+    depth = None if spacing is None else (1.0, *spacing)
+    return Volume(pixels[np.newaxis], affine, (frame.source,), depth, image.modality, projection)
+
+
+def _volume(images: Sequence[Image]) -> Volume:
+    where = [(image, frame) for image in images for frame in image.slices]
+
+    def same_picture(i: int, j: int) -> bool:
+        return np.array_equal(_pixels(*where[i]), _pixels(*where[j]))
+
+    stack = geometry.stack([frame.plane for _, frame in where], same_picture)
+    kept = {id(where[i][1]): k for k, i in enumerate(stack.order)}
+    pixels = np.empty((len(stack.order), *where[0][1].plane.shape), dtype=np.float32)
+    for image in images:
+        if any(id(frame) in kept for frame in image.slices):
+            for frame, stored in _frames(image):
+                if id(frame) in kept:
+                    pixels[kept[id(frame)]] = rescaled(stored, image.ds, image.name, frame.transformation)
+    _require_contrast(pixels, "its images are blank")
+    sources = tuple(where[i][1].source for i in stack.order)
+    return Volume(pixels, stack.affine_mm, sources, stack.spacing_mm, images[0].modality, is_projection=False)
+
+
+def _pixels(image: Image, frame: Slice) -> NDArray[np.float32]:
+    return rescaled(stored_values(image.ds, image.name)[frame.index], image.ds, image.name, frame.transformation)
+
+
+def _require_contrast(pixels: NDArray[np.float32], what: str) -> None:
+    if pixels.min() == pixels.max():
+        raise Unsuitable(f"{what}: all pixels have the value {pixels.flat[0]:g}")

@@ -1,0 +1,186 @@
+"""Stages 4 to 6 as one readable function: a series is loaded, predicted, reported, checked, and written.
+
+Runs in the supervised child (`workers/reader.py`) and offline. Request and Outcome travel as JSON. The supervisor
+imports this file for those two alone, so the stages are imported where they are used: torch stays in the child.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from node import clock
+from node.bundles import Bundle
+from node.bundles import load as load_bundle
+from node.errors import Permanent, Transient, Unsuitable
+from node.findings import Finding, Reading, Segment
+
+if TYPE_CHECKING:
+    from workers.predict.network import Network
+    from workers.report.context import EvidenceDocument
+
+WARM_NETWORKS = 4
+"""Networks that stay in memory."""
+_MAX_SUMMARY = 500
+
+
+@dataclass(frozen=True)
+class Request:
+    """One bundle, one series, one study revision.
+
+    `files`: Part 10 files of the series. `bundle`: its folder; `digest`: what it must be. `out`: folder for results.
+    `key`: digest of the input manifest. `predecessors`: SR files of the revision before. `started`: seconds since
+    the epoch; None is now. The same request with the same `started` gives the same bytes.
+    """
+
+    job_id: str
+    study_instance_uid: str
+    series_instance_uid: str
+    revision: int
+    files: tuple[str, ...]
+    bundle: str
+    digest: str
+    results: tuple[Literal["SR", "SEG", "SC"], ...]
+    out: str
+    device: str
+    key: str
+    predecessors: tuple[str, ...] = ()
+    ae_title: str = "WETREAD"
+    highest_series_number: int | None = None
+    started: float | None = None
+
+    def to_json(self) -> str:
+        """Return the request as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(line: str) -> Request:
+        """Return the request in `line`; raises ValueError, TypeError or KeyError where it is none."""
+        fields: dict[str, Any] = json.loads(line)
+        for key in ("files", "results", "predecessors"):
+            fields[key] = tuple(fields[key])
+        return Request(**fields)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request.
+
+    `reason` is for people, empty when reported. `transient`: trying again may help. `documents`: per file its kind,
+    sop_class_uid, sop_instance_uid, series_instance_uid and file (path).
+    """
+
+    kind: Literal["reported", "unsuitable", "failed"]
+    reason: str
+    transient: bool
+    summary: str
+    documents: tuple[dict[str, str], ...]
+
+    def to_json(self) -> str:
+        """Return the outcome as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @staticmethod
+    def from_json(line: str) -> Outcome:
+        """Return the outcome in `line`; raises ValueError, TypeError or KeyError where it is none."""
+        fields = json.loads(line)
+        return Outcome(**{**fields, "documents": tuple(fields["documents"])})
+
+
+def read(request: Request) -> Outcome:
+    """Read one series and write its Evidence Documents to `request.out`; nothing is written unless all pass the gate.
+
+    Unsuitable input, permanent and transient failures are outcomes. What else is raised is a fault of the node and
+    is left to the caller, who knows whether it may be told.
+    """
+    try:
+        bundle, network = _warm(request.bundle, request.digest, request.device)
+        reading, documents = _stages(request, bundle, network)
+        return Outcome("reported", "", False, summary(reading), _write(documents, bundle, Path(request.out)))
+    except Unsuitable as error:
+        told = f"Series {request.series_instance_uid} was not read by {bundle.title}: {error}."
+        return Outcome("unsuitable", told, False, "", ())
+    except Permanent as error:
+        return Outcome("failed", str(error), False, "", ())
+    except Transient as error:
+        return Outcome("failed", str(error), True, "", ())
+    except OSError as error:
+        return Outcome("failed", f"A file could not be read or written: {error}", True, "", ())
+
+
+def _stages(request: Request, bundle: Bundle, network: Network) -> tuple[Reading, Sequence[EvidenceDocument]]:
+    from workers.load.series import load
+    from workers.predict.reading import read as predict
+    from workers.report import evidence, gate
+    from workers.report.context import Context, NodeIdentity
+
+    started = clock.to_datetime(clock.now() if request.started is None else request.started)
+    files = tuple(Path(file) for file in request.files)
+    context = Context(
+        sources=files,
+        key=request.key,
+        node=NodeIdentity(ae_title=request.ae_title),
+        predecessors=tuple(Path(file) for file in request.predecessors),
+        results=request.results,
+        highest_series_number=request.highest_series_number,
+    )
+    volumes = load(files, bundle.dicom.dimensions)
+    reading = predict(network, volumes, bundle, started)
+    documents = evidence.build(reading, volumes, context)
+    gate.check(documents, reading, volumes, context)
+    return reading, documents
+
+
+@lru_cache(maxsize=WARM_NETWORKS)
+def _warm(folder: str, digest: str, device: str) -> tuple[Bundle, Network]:
+    """The bundle and its network, kept for the next series; another digest is another entry."""
+    from workers.predict.network import Network
+
+    bundle = load_bundle(Path(folder))
+    return bundle, Network(bundle, device, digest)
+
+
+def _write(documents: Sequence[EvidenceDocument], bundle: Bundle, out: Path) -> tuple[dict[str, str], ...]:
+    """Write each document to `out` and say what it is; the caller files them durably."""
+    from workers.report import evidence
+
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, document in enumerate(documents, 1):
+        path = out / f"{bundle.name}-{number}-{document.kind}.dcm"
+        path.write_bytes(evidence.to_bytes(document))
+        written.append(
+            {
+                "kind": document.kind,
+                "sop_class_uid": document.sop_class_uid,
+                "sop_instance_uid": document.sop_instance_uid,
+                "series_instance_uid": document.series_instance_uid,
+                "file": str(path),
+            }
+        )
+    return tuple(written)
+
+
+def summary(reading: Reading) -> str:
+    """Return what was found in one line for listings: findings with their probability, segments with their size."""
+    told = [_finding(finding) for finding in reading.findings]
+    told += [_segment(segment) for found in reading.segmentations for segment in found.segments]
+    line = "; ".join(told)
+    return line if len(line) <= _MAX_SUMMARY else f"{line[: _MAX_SUMMARY - 1]}…"
+
+
+def _finding(finding: Finding) -> str:
+    presence = "present" if finding.present else "absent"
+    value = f"{finding.probability:.0%}" if finding.calibrated else f"score {finding.probability:.2f}"
+    return f"{finding.label}: {presence} ({value})"
+
+
+def _segment(segment: Segment) -> str:
+    if segment.is_empty:
+        return f"{segment.label}: absent"
+    measured: list[Any] = [f"{m.value:.4g} {m.unit.value.strip('{}')}" for m in segment.measurements]
+    return f"{segment.label}: {', '.join(measured) or 'found'}"
