@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -19,12 +19,17 @@ from node.store.leases import FREE, JOBS
 BACK_OFF_S = (5.0, 15.0, 60.0, 300.0, 900.0)
 """How long a job rests after its first, second, … failed attempt; the last value holds from then on."""
 LEASE_S = 30.0
+_LISTS = ("results", "send_to", "instances")
+"""Columns that hold a JSON list."""
 MAX_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
 class NewJob:
-    """A job as the router orders it; `results` names the kinds of Evidence Document, `send_to` the destinations."""
+    """A job as the router orders it; `results` names the kinds of Evidence Document, `send_to` the destinations.
+
+    `instances` names the SOP Instances of the series to be read; none named: all of them.
+    """
 
     study_instance_uid: str
     revision: int
@@ -35,6 +40,7 @@ class NewJob:
     route: str
     results: tuple[str, ...]
     send_to: tuple[str, ...]
+    instances: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def job_id(self) -> str:
@@ -273,13 +279,13 @@ def _file(connection: sa.Connection, claimed: Claimed, document: Document, now: 
 
 
 def _insert(connection: sa.Connection, job: NewJob, now: float) -> bool:
-    values = asdict(job) | {"results": json.dumps(job.results), "send_to": json.dumps(job.send_to)}
+    values = asdict(job) | {name: json.dumps(getattr(job, name)) for name in _LISTS}
     made = connection.execute(
         sa.text(
             "INSERT INTO job (id, study_instance_uid, revision, series_instance_uid, bundle, bundle_version, "
-            "bundle_digest, route, results, send_to, state, created_at, updated_at) VALUES (:id, :study_instance_uid, "
-            ":revision, :series_instance_uid, :bundle, :bundle_version, :bundle_digest, :route, :results, :send_to, "
-            "'QUEUED', :now, :now) ON CONFLICT DO NOTHING"
+            "bundle_digest, route, results, send_to, instances, state, created_at, updated_at) VALUES (:id, "
+            ":study_instance_uid, :revision, :series_instance_uid, :bundle, :bundle_version, :bundle_digest, :route, "
+            ":results, :send_to, :instances, 'QUEUED', :now, :now) ON CONFLICT DO NOTHING"
         ),
         {**values, "id": job.job_id, "now": now},
     )
@@ -289,7 +295,7 @@ def _insert(connection: sa.Connection, job: NewJob, now: float) -> bool:
 
 
 def _merged(jobs: Iterable[NewJob]) -> list[NewJob]:
-    """Two routes may order the same job: one job, for the destinations and with the results of both."""
+    """Two routes may order the same job: one job on all their instances, with the results and destinations of both."""
     merged: dict[str, NewJob] = {}
     for job in jobs:
         other = merged.setdefault(job.job_id, job)
@@ -299,9 +305,15 @@ def _merged(jobs: Iterable[NewJob]) -> list[NewJob]:
                 route=", ".join(dict.fromkeys((*other.route.split(", "), job.route))),
                 results=tuple(dict.fromkeys((*other.results, *job.results))),
                 send_to=tuple(dict.fromkeys((*other.send_to, *job.send_to))),
+                instances=_union(other.instances, job.instances),
             )
     return list(merged.values())
 
 
+def _union(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """Join two choices of instances; none named means all, and all stays all."""
+    return tuple(dict.fromkeys((*one, *other))) if one and other else ()
+
+
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "results": tuple(json.loads(row["results"])), "send_to": tuple(json.loads(row["send_to"]))}
+    return {**row, **{name: tuple(json.loads(row[name])) for name in _LISTS}}

@@ -1,0 +1,37 @@
+"""Due studies become COMPLETE: the manifest is frozen and the revision counts up, once, whoever asks."""
+
+from __future__ import annotations
+
+import logging
+
+from node.assemble import completeness
+from node.settings import Settings
+from node.store import studies
+from node.store.db import Database
+
+log = logging.getLogger(__name__)
+
+
+def tick(db: Database, settings: Settings, now: float) -> int:
+    """Complete every study that is due at `now` (seconds since the epoch); return how many this call completed.
+
+    Two processes may call it at once: each study goes to one of them. Raises `DatabaseUnavailable`.
+    """
+    rules = settings.completeness
+    completed = 0
+    for due in studies.due(db, now, rules.quiet_period, rules.max_wait):
+        verdict = completeness.judge(due.opened_at, due.last_received_at, now, rules)
+        if not verdict.complete:
+            continue
+        revision = studies.complete(db, due.study_instance_uid, now, verdict.evidence, due.last_received_at)
+        if revision is None:
+            continue  # another process was first, or an instance arrived since
+        completed += 1
+        log.info(
+            "Study %s is complete, revision %d: %s",
+            due.study_instance_uid,
+            revision,
+            verdict.evidence,
+            extra={"action": "study_complete"},
+        )
+    return completed

@@ -1,0 +1,114 @@
+"""At start: spool and database agree again, and what a killed process left behind goes.
+
+An instance is acknowledged when its file is durable, before the database knows it; a crash in between leaves a file
+without a row. Its header has all that a row needs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from pydicom.filereader import read_file_meta_info
+
+from node.errors import Unsuitable
+from node.store import studies
+from node.store.db import Database, rows
+from node.store.spool import FOLDER_MODE, Spool
+from node.study import read_instance
+
+log = logging.getLogger(__name__)
+
+_BATCH = 500
+_STRAY_AFTER_S = 3600.0
+"""A temporary file this old has no writer: no instance takes an hour to write."""
+
+
+@dataclass(frozen=True)
+class RecoverReport:
+    """What recovery did: files registered again, moved to quarantine (relative names), temporary files deleted.
+
+    `missing` names files that the database knows and the spool no longer has.
+    """
+
+    registered: int
+    quarantined: tuple[str, ...]
+    missing: tuple[str, ...]
+    swept: int
+
+
+def recover(db: Database, spool: Spool) -> RecoverReport:
+    """Register what the spool has and the database does not know; raises `DatabaseUnavailable`, `NoRoom`."""
+    known = _known(db)
+    quarantined: list[str] = []
+    present: set[str] = set()
+    registered = 0
+    unknown = _unknown(spool, known, present, quarantined)
+    while batch := list(islice(unknown, _BATCH)):
+        registered += studies.register(db, batch)
+    missing = tuple(sorted(known - present))
+    report = RecoverReport(registered, tuple(quarantined), missing, spool.sweep_tmp(_STRAY_AFTER_S))
+    _log(report)
+    return report
+
+
+def _known(db: Database) -> set[str]:
+    with db.reader() as connection:
+        return {row["path"] for row in rows(connection, "SELECT path FROM instance")}
+
+
+def _unknown(spool: Spool, known: set[str], present: set[str], quarantined: list[str]) -> Iterator[studies.Received]:
+    for path in spool.instances():
+        relative = spool.relative(path)
+        if relative in known:
+            present.add(relative)
+            continue
+        received = _receive(spool, path, relative)
+        if received is None:
+            _quarantine(spool, path)
+            quarantined.append(relative)
+        else:
+            yield received
+
+
+def _receive(spool: Spool, path: Path, relative: str) -> studies.Received | None:
+    """Return the row that belongs to a file, or None when its bytes are not those its name promises."""
+    if not spool.verify(relative, path.stem):
+        return None
+    try:
+        instance = read_instance(path)
+    except Unsuitable:
+        return None
+    status = path.stat()
+    return studies.Received(
+        sop_instance_uid=instance.sop_instance_uid,
+        sop_class_uid=instance.sop_class_uid,
+        transfer_syntax_uid=instance.transfer_syntax_uid,
+        study_instance_uid=instance.study_instance_uid,
+        series_instance_uid=instance.series_instance_uid,
+        sha256=path.stem,
+        path=relative,
+        size=status.st_size,
+        calling_ae=str(read_file_meta_info(path).get("SourceApplicationEntityTitle", "")),
+        is_own_result=False,
+        received_at=status.st_mtime,
+    )
+
+
+def _quarantine(spool: Spool, path: Path) -> None:
+    folder = spool.root / "quarantine"
+    folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    path.rename(folder / path.name)
+
+
+def _log(report: RecoverReport) -> None:
+    extra = {"action": "recovered"}
+    if report.registered or report.swept:
+        log.info("%d instances were registered again from the spool.", report.registered, extra=extra)
+    for name in report.quarantined:
+        log.error("%s does not hold the bytes it is named after; it lies in quarantine now.", name, extra=extra)
+    for name in report.missing:
+        log.error("%s is in the database but not in the spool; jobs that need it will say so.", name, extra=extra)

@@ -1,0 +1,198 @@
+"""The doorbell's wire: which broker, the Celery settings that go with it, and `Bell`, which rings.
+
+The broker is the one that is configured, else the one in `$WETREAD_BROKER_URL`, else a Valkey or Redis server of our
+own on a private socket, else the memory of this process. It never holds anything that the database does not.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from node import embedded
+from node.errors import BrokerUnavailable, ConfigError
+from node.settings import Settings
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = "WETREAD_BROKER_URL"
+MEMORY = "memory://"
+TASKS = {"read": "wetread.read", "send": "wetread.send"}
+"""Queue → the one task in it; a message carries the id of a job or a delivery and nothing else."""
+
+MAX_WAITING = 10_000
+"""Messages in a queue beyond which ringing stops: nobody listens, and each id would only come again."""
+
+_SCHEMES = ("redis", "rediss", "redis+socket", "memory")
+
+
+@contextmanager
+def resolve(settings: Settings, state: Path) -> Iterator[str]:
+    """Yield the broker's URL; an embedded server runs until the block ends, or until this process does.
+
+    Where another process of this node already runs the embedded server, that one is used. Raises `ConfigError`
+    for a URL that must not be used and `BrokerUnavailable` when the embedded server does not start.
+    """
+    source, url = "wetread.toml [broker]", settings.broker.url
+    if url == "embedded" and os.environ.get(ENVIRONMENT):
+        source, url = f"${ENVIRONMENT}", os.environ[ENVIRONMENT]
+    if url != "embedded":
+        check_url(url, source)
+        yield url
+        return
+    binary = embedded.find_binary()
+    if binary is None:
+        log.warning("No valkey-server or redis-server was found: jobs are announced within this process only.")
+        yield MEMORY
+        return
+    with _embedded(binary, state.resolve()) as found:
+        yield found
+
+
+def check_url(url: str, source: str) -> None:
+    """Raise `ConfigError` for a broker that loses tasks, or that anybody on the network could ring."""
+    parts = urlsplit(url)
+    if parts.scheme not in _SCHEMES:
+        raise ConfigError(
+            source, None, f'url: "{parts.scheme}" is no broker wetread uses; one of {", ".join(_SCHEMES)}'
+        )
+    if parts.scheme in ("redis", "rediss") and not _is_loopback(parts.hostname or "") and not parts.password:
+        raise ConfigError(
+            source,
+            None,
+            f"url: {parts.hostname} is not this machine and the URL has no password; "
+            "give the server one (requirepass or an ACL) and write rediss://:PASSWORD@HOST:PORT/0",
+        )
+
+
+def make_app(url: str) -> Celery:
+    """Return a Celery app for `url`; it has no tasks of its own, those are the worker's.
+
+    Early acknowledgement, no result backend, JSON only, no prefetch: the database decides who runs what.
+    """
+    from celery import Celery  # costs 0.2 s, which `wetread --help` need not pay
+
+    app = Celery("wetread", broker=url)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_acks_late=False,
+        task_publish_retry=False,
+        task_routes={task: {"queue": queue} for queue, task in TASKS.items()},
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=url.startswith("redis"),
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_send_task_events=False,
+        worker_enable_remote_control=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options=_transport_options(url),
+    )
+    return app
+
+
+def _transport_options(url: str) -> dict[str, Any]:
+    if not url.startswith("redis"):
+        return {}
+    return {
+        "visibility_timeout": 600,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 5,
+        "socket_connect_timeout": 2,
+        "socket_keepalive": True,
+        "global_keyprefix": "wetread:",
+        # Without these a publish waits for ever while the broker is down (kombu: Connection.default_channel).
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0,
+    }
+
+
+def make_ring(url: str) -> Bell:
+    """Return the ring for the broker at `url`, as the doorbell wants it."""
+    return Bell(make_app(url))
+
+
+class Bell:
+    """Rings for a job or a delivery: `bell("read", job_id)`. Says once in the log when the broker goes and returns."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._down = False
+
+    def __call__(self, kind: str, row_id: str) -> None:
+        """Publish one id to the queue `kind`; raises `BrokerUnavailable`, and then nothing was published."""
+        from kombu.exceptions import KombuError
+
+        try:
+            self._publish(kind, row_id)
+        except (KombuError, OSError, BrokerUnavailable) as error:
+            self._note(down=True, why=str(error) if isinstance(error, BrokerUnavailable) else type(error).__name__)
+            raise BrokerUnavailable from error
+        self._note(down=False)
+
+    def _publish(self, kind: str, row_id: str) -> None:
+        with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+            waiting = _waiting(producer.channel, kind)
+            if waiting >= MAX_WAITING:
+                raise BrokerUnavailable(f"{waiting} messages wait in queue {kind}; no worker takes them")
+            self._app.send_task(TASKS[kind], args=[row_id], queue=kind, producer=producer, retry=False)
+
+    def _note(self, *, down: bool, why: str = "") -> None:
+        if down and not self._down:
+            log.warning(
+                "The broker does not answer (%s); jobs wait in the database.", why, extra={"action": "broker_down"}
+            )
+        if self._down and not down:
+            log.info("The broker is back.", extra={"action": "broker_up"})
+        self._down = down
+
+
+def _waiting(channel: Any, queue: str) -> int:
+    from kombu.exceptions import ChannelError
+
+    try:
+        return int(channel.queue_declare(queue=queue, passive=True).message_count)
+    except ChannelError:  # not declared yet
+        return 0
+
+
+@contextmanager
+def _embedded(binary: Path, state: Path) -> Iterator[str]:
+    """Own the embedded server, or use the one whose owner holds the lock; the kernel frees the lock of the dead."""
+    folder = state / "broker"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    socket = embedded.socket_path(state)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            embedded.wait_until_ready(socket)
+            yield f"redis+socket://{socket}"
+            return
+        with embedded.Server(binary, folder, socket):
+            yield f"redis+socket://{socket}"
+    finally:
+        os.close(descriptor)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host in ("", "localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,171 @@
+"""Does this series meet these conditions? DICOM keywords against plain values; nothing is ever evaluated as code.
+
+A condition is one of
+    "text"            equal, upper and lower case alike; `*` and `?` stand for any text and any character
+    3                 equal as a number; text that looks like a number compares as one too
+    ["one", "other"]  any of these
+    {min, max, not}   bounds (inclusive) and exclusions; all given must hold
+    {absent = true}   the attribute is missing or empty; beside others: it may be missing
+An attribute with several values matches if any of them does, and matches `not` if none of them does.
+A missing attribute matches only `absent = true` and `not`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
+
+from node.bundles import Condition
+from node.errors import Permanent
+from node.study import AttributeValue
+
+Scalar = str | float
+_TABLE_KEYS = ("min", "max", "not", "absent")
+_UNMATCHABLE_VR = frozenset({"SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN", "AT"})
+_PATIENT_GROUP = 0x0010
+_IDENTIFYING = frozenset({"AccessionNumber", "StudyID", "OtherPatientIDs", "InstitutionName"})
+"""Beside group 0010: values that must not reach a reason, because reasons are stored, shown and logged."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Whether all conditions hold, and why: those that failed, or, if none did, those that were met."""
+
+    ok: bool
+    reasons: tuple[str, ...]
+
+
+def check(conditions: Mapping[str, Condition]) -> None:
+    """Raise `Permanent` for a keyword that DICOM does not know (PS3.6 §6) or a table no attribute can meet."""
+    for keyword, condition in conditions.items():
+        tag = tag_for_keyword(keyword)
+        if tag is None:
+            raise Permanent(f'"{keyword}" is not a DICOM keyword{_nearest(keyword)}.')
+        if dictionary_VR(tag) in _UNMATCHABLE_VR:
+            raise Permanent(f'"{keyword}" holds {dictionary_VR(tag)} data, which cannot be compared in a condition.')
+        if isinstance(condition, dict):
+            _check_table(keyword, condition)
+
+
+def matches(attributes: Mapping[str, AttributeValue], conditions: Mapping[str, Condition]) -> Match:
+    """Compare the attributes of a series, image or study with conditions; raises `Permanent` as `check` does."""
+    check(conditions)
+    results = [_test(keyword, attributes.get(keyword), condition) for keyword, condition in conditions.items()]
+    failed = tuple(reason for ok, reason in results if not ok)
+    return Match(not failed, failed or tuple(reason for _, reason in results))
+
+
+def equals(value: Scalar, wanted: Scalar) -> bool:
+    """Compare one value with a number or a wildcard pattern."""
+    number, wanted_number = _number(value), _number(wanted)
+    if number is not None and wanted_number is not None:
+        return number == wanted_number
+    return _pattern(_show(wanted)).fullmatch(_show(value)) is not None
+
+
+def values(value: AttributeValue | None) -> tuple[Scalar, ...]:
+    """Return the values of an attribute, none for a missing or empty one."""
+    if value is None or value == "":
+        return ()
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _test(keyword: str, value: AttributeValue | None, condition: Condition) -> tuple[bool, str]:
+    if isinstance(condition, dict):
+        return _test_table(keyword, values(value), condition)
+    present = values(value)
+    if not present:
+        return False, f"{keyword} is absent"
+    wanted = condition if isinstance(condition, list) else [condition]
+    shown = _shown(keyword, present)
+    if any(equals(v, w) for v in present for w in wanted):
+        return True, f"{keyword} is {shown}"
+    return False, f"{keyword} is {shown}, not {_alternatives(keyword, wanted)}"
+
+
+def _test_table(keyword: str, present: tuple[Scalar, ...], table: dict[str, Any]) -> tuple[bool, str]:
+    limits = [k for k in ("min", "max", "not") if k in table]
+    if not present:
+        return bool(table.get("absent", limits == ["not"])), f"{keyword} is absent"
+    if table.get("absent") is True and not limits:
+        return False, f"{keyword} is {_shown(keyword, present)}, not absent"
+    why = _excluded(keyword, present, table) or _out_of_bounds(present, table)
+    return not why, f"{keyword} is {_shown(keyword, present)}{why}"
+
+
+def _excluded(keyword: str, present: tuple[Scalar, ...], table: dict[str, Any]) -> str:
+    if "not" not in table:
+        return ""
+    refused = table["not"] if isinstance(table["not"], list) else [table["not"]]
+    hit = any(equals(v, w) for v in present for w in refused)
+    return f", which not = {_alternatives(keyword, refused)} excludes" if hit else ""
+
+
+def _out_of_bounds(present: tuple[Scalar, ...], table: dict[str, Any]) -> str:
+    """Say how every value breaks the bounds, or nothing; one value within both is enough."""
+    low, high = table.get("min", -math.inf), table.get("max", math.inf)
+    if "min" not in table and "max" not in table:
+        return ""
+    numbers = [n for v in present if (n := _number(v)) is not None]
+    if not numbers:
+        return ", not a number"
+    if any(low <= n <= high for n in numbers):
+        return ""
+    return f", below {_show(low)}" if numbers[0] < low else f", above {_show(high)}"
+
+
+def _check_table(keyword: str, table: dict[str, Any]) -> None:
+    unknown = [k for k in table if k not in _TABLE_KEYS]
+    if unknown or not table:
+        raise Permanent(f'"{keyword}": min, max, not or absent was expected, not {", ".join(unknown) or "nothing"}.')
+    bounds: tuple[Literal["min", "max"], ...] = ("min", "max")
+    for name in bounds:
+        if name in table and (isinstance(table[name], bool) or not isinstance(table[name], int | float)):
+            raise Permanent(f'"{keyword}": {name} = {table[name]!r} is not a number.')
+    if not isinstance(table.get("absent", True), bool):
+        raise Permanent(f'"{keyword}": absent = {table["absent"]!r} is not true or false.')
+
+
+def _nearest(keyword: str) -> str:
+    lowered = {known.lower(): known for known in keyword_dict if known}
+    near = difflib.get_close_matches(keyword.lower(), lowered, n=1, cutoff=0.6)
+    return f'; did you mean "{lowered[near[0]]}"?' if near else ""
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    """Turn `*` and `?` into a regular expression; unlike fnmatch, brackets are plain characters."""
+    parts = {"*": ".*", "?": "."}
+    return re.compile("".join(parts.get(c) or re.escape(c) for c in text.strip()), re.IGNORECASE | re.DOTALL)
+
+
+def _number(value: Scalar) -> float | None:
+    if isinstance(value, int | float):
+        return float(value)
+    try:
+        return float(value) if re.fullmatch(r"\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*", value) else None
+    except ValueError:
+        return None
+
+
+def _show(value: Scalar) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else value.strip()
+
+
+def _shown(keyword: str, present: tuple[Scalar, ...]) -> str:
+    if _identifies(keyword):
+        return "some other text"
+    return "\\".join(_show(v) for v in present)[:64]
+
+
+def _alternatives(keyword: str, wanted: list[Scalar]) -> str:
+    return "what the condition names" if _identifies(keyword) else " or ".join(_show(w) for w in wanted)
+
+
+def _identifies(keyword: str) -> bool:
+    return keyword in _IDENTIFYING or (tag_for_keyword(keyword) or 0) >> 16 == _PATIENT_GROUP

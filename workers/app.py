@@ -1,0 +1,185 @@
+"""The Celery app and the worker: `python -m workers.app --config F` starts one process per queue and watches them.
+
+Reads and sends have a process each: a network that takes all cores or dies never keeps results from going out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from node import broker, clock, settings
+from node import log as logs
+from node.errors import WetreadError
+from node.leash import leashed
+from node.settings import Settings, state_folder
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from workers.tasks import Desk
+
+log = logging.getLogger(__name__)
+
+THREADS = {"read": 1, "send": 2}
+"""Tasks at a time: one reading per device, and a slow destination must not hold up another."""
+COMMIT_EVERY_S = 5.0
+STOP_WITHIN_S = 20.0
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_app(url: str, desk: Desk) -> Celery:
+    """Return the app with its two tasks, both working at `desk`."""
+    from workers import tasks
+
+    app = broker.make_app(url)
+    app.task(name=broker.TASKS["read"])(lambda job_id: tasks.read(desk, job_id))
+    app.task(name=broker.TASKS["send"])(lambda delivery_id: tasks.send(desk, delivery_id))
+    return app
+
+
+def run(config: Path, settings: Settings) -> int:
+    """Run a worker until SIGTERM or Ctrl-C: a process for each queue, started again when it dies.
+
+    Returns the exit status. Raises as `broker.resolve` does.
+    """
+    with broker.resolve(settings, state_folder(settings)) as url:
+        return _watch(config, url)
+
+
+def work(settings: Settings, url: str, queues: Sequence[str]) -> None:
+    """Serve `queues` in this process until it is told to stop; needs the main thread."""
+    desk = open_desk(settings)
+    app = make_app(url, desk)
+    done = threading.Event()
+    committing = threading.Thread(target=_commit, args=(desk, done), name="commitment", daemon=True)
+    if "send" in queues:
+        committing.start()
+    try:
+        start_worker(app, desk, queues)
+    finally:
+        done.set()
+        desk.reader.stop()
+        desk.db.close()
+
+
+def open_desk(settings: Settings, **options: Any) -> Desk:
+    """Open database and spool for a worker; `options` go to the `Desk`."""
+    from node.store.db import Database
+    from node.store.spool import Spool
+    from workers.reader import Reader
+    from workers.tasks import Desk
+
+    spool = Spool(settings.spool.url, settings.spool.refuse_below)
+    worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+    options.setdefault("reader", Reader())
+    return Desk(settings, Database(settings.database.url), spool, worker=worker, **options)
+
+
+def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
+    """Run Celery's worker for `queues`; returns after SIGTERM or Ctrl-C, when the tasks in hand have ended."""
+    from celery.signals import worker_shutting_down
+
+    def stop(**_: object) -> None:
+        desk.stopping.set()
+
+    worker_shutting_down.connect(stop, weak=False)
+    app.Worker(
+        queues=list(queues),
+        pool="threads",  # a forked child could not use CUDA; ours is spawned by the Reader
+        concurrency=sum(THREADS[queue] for queue in queues),
+        hostname=f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}",
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    ).start()
+
+
+def _commit(desk: Desk, done: threading.Event) -> None:
+    """Ask for storage commitment of what was sent (PS3.4 §J.3.2), again and again."""
+    from workers.send import commitment
+
+    while not done.wait(COMMIT_EVERY_S):
+        try:
+            commitment.tick(desk.db, desk.settings, clock.now())
+        except WetreadError as error:
+            log.warning("Storage commitment was not asked for: %s", error, extra={"action": "commitment_failed"})
+        except Exception:  # a fault here must not keep the next round from happening
+            log.exception("Storage commitment failed; it goes on.", extra={"action": "commitment_failed"})
+
+
+def _watch(config: Path, url: str) -> int:
+    stop = threading.Event()
+
+    def told(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, told)
+    queues = [["read", "send"]] if url == broker.MEMORY else [["read"], ["send"]]
+    children = {tuple(names): _start(config, url, names) for names in queues}
+    while not stop.wait(0.5):
+        for names, child in children.items():
+            if child.poll() is not None:
+                log.error("The worker for %s ended with status %d; it is started again.", names, child.returncode)
+                stop.wait(1.0)
+                children[names] = _start(config, url, names)
+    _end(list(children.values()))
+    return 0
+
+
+def _start(config: Path, url: str, queues: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start the process for `queues`; it ends when this one does."""
+    command = [sys.executable, "-P", "-m", "workers.app", "--config", str(config), *(f"--queue={q}" for q in queues)]
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    # The URL may hold a password: the environment is ours alone, the command line is everybody's.
+    env = os.environ | {broker.ENVIRONMENT: url, "PYTHONPATH": path}
+    return subprocess.Popen(leashed(command, signal.SIGTERM), env=env, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _end(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.terminate()
+    deadline = time.monotonic() + STOP_WITHIN_S
+    for child in children:
+        try:
+            child.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start a worker, or, with `--queue`, be one of its processes."""
+    parser = argparse.ArgumentParser(prog="python -m workers.app", description="Run a wetread worker.")
+    parser.add_argument("--config", type=Path, required=True, help="wetread.toml")
+    parser.add_argument("--queue", action="append", choices=sorted(THREADS), help="serve this queue in this process")
+    chosen = parser.parse_args(arguments)
+    try:
+        loaded = settings.load_settings(chosen.config)
+        logs.configure(loaded.log)
+        if not chosen.queue:
+            return run(chosen.config, loaded)
+        work(loaded, os.environ[broker.ENVIRONMENT], chosen.queue)
+    except WetreadError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,263 @@
+"""The supervised child that runs the pipeline: one reading at a time, killed at its deadline, replaced when it dies.
+
+Pixels of strangers are decoded and networks run in the child only. The two talk in JSON lines over pipes of their
+own; the child's standard output and error lead nowhere, because a decoder may print what it reads.
+Run as `python -m workers.reader ANSWERS`, ANSWERS being the descriptor it writes to.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.leash import leashed
+from workers.pipeline import Outcome, Request
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-P", "-m", "workers.reader")
+RECYCLE_AFTER = 500
+"""Readings after which a child is replaced, so that what leaks in a library stays bounded."""
+
+_ROOT = Path(__file__).resolve().parent.parent
+_MAX_ANSWER = 1 << 20
+_MAX_TRACE = 4096
+_POLL_MS = 100
+_OOM_SCORE = "800"
+"""The kernel takes the child and not the supervisor when memory runs out (proc(5), oom_score_adj)."""
+
+
+class _Overdue(Exception):
+    """The deadline passed."""
+
+
+class _Stopped(Exception):
+    """The caller no longer wants the answer."""
+
+
+class _Died(Exception):
+    """The child closed its end."""
+
+
+@dataclass
+class _Child:
+    process: subprocess.Popen[bytes]
+    requests: int
+    answers: int
+    readings: int = 0
+
+
+class Reader:
+    """Runs the pipeline in a child; the child and its warm networks live on from reading to reading."""
+
+    def __init__(self, command: Sequence[str] = COMMAND, recycle_after: int = RECYCLE_AFTER) -> None:
+        self._command, self._recycle_after = tuple(command), recycle_after
+        self._child: _Child | None = None
+        self._lock = threading.Lock()
+        # The leash follows the thread that starts the child; this one lives as long as the Reader.
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="reader-starter")
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id, or None before the first reading and after a death."""
+        return self._child.process.pid if self._child else None
+
+    def read(self, request: Request, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """Return what the pipeline made of `request`; never raises for anything that the child does.
+
+        The child is killed `timeout` seconds from now, its start included, or soon after `should_stop` says so.
+        """
+        with self._lock:
+            deadline = time.monotonic() + timeout
+            child = self._ready()
+            try:
+                answer = _converse(child, request.to_json().encode() + b"\n", deadline, should_stop)
+                outcome = _parse(answer)
+            except _Overdue:
+                self._discard()
+                return _failed(f"The reading took longer than worker.job_timeout ({timeout:g} s) and was ended.")
+            except _Stopped:
+                self._discard()
+                return _failed("The reading was ended because the worker stops or has lost the job.")
+            except (_Died, OSError):
+                return self._died(child)
+            except (ValueError, TypeError, KeyError):
+                self._discard()
+                return _failed("The reader answered with something that is no outcome.", transient=False)
+            self._count(child)
+            return outcome
+
+    def stop(self) -> None:
+        """End the child; the next reading would start another."""
+        with self._lock:
+            self._discard()
+
+    def _ready(self) -> _Child:
+        if self._child and self._child.process.poll() is not None:
+            self._discard()
+        if self._child is None:
+            self._child = self._starter.submit(_start, self._command).result()
+        return self._child
+
+    def _count(self, child: _Child) -> None:
+        child.readings += 1
+        if child.readings >= self._recycle_after:
+            self._discard()
+
+    def _discard(self) -> bytes:
+        child, self._child = self._child, None
+        return _kill(child) if child else b""
+
+    def _died(self, child: _Child) -> Outcome:
+        """Say how the child ended: by a signal, as a crashing decoder does, or by itself."""
+        with suppress(subprocess.TimeoutExpired):
+            child.process.wait(1.0)  # it closed its pipe and is about to end
+        status = child.process.poll()
+        trace = self._discard()
+        where = trace.decode(errors="replace").strip().replace("\n", " | ")
+        log.error("The reader ended with status %s: %s", status, where, extra={"action": "reader_died"})
+        if status is None:
+            return _failed("The reader closed its pipe and was ended.")
+        if status >= 0:
+            return _failed(f"The reader ended by itself with exit status {status}.")
+        if -status in (signal.SIGKILL, signal.SIGTERM):
+            return _failed(f"The reader was killed, signal {-status}; the machine may be out of memory.")
+        # The same bytes would crash it again: a person looks before it is tried once more.
+        return _failed(f"decoder or network crashed, signal {-status}", transient=False)
+
+
+def serve(answers: int, read: Callable[[Request], Outcome]) -> None:
+    """Be the child: answer each request line on standard input with one outcome line on `answers`, until the end."""
+    requests = _go_quiet()
+    with os.fdopen(requests, "rb") as lines:
+        for line in lines:
+            outcome = _guarded(read, line)
+            _write_all(answers, outcome.to_json().encode() + b"\n")
+
+
+def _guarded(read: Callable[[Request], Outcome], line: bytes) -> Outcome:
+    """Run one reading; nothing that it raises ends the child (decoders raise BaseException, models call exit)."""
+    try:
+        return read(Request.from_json(line.decode()))
+    except MemoryError:
+        return _failed("The reading needs more memory than there is.")
+    except BaseException as error:  # the border between the pipeline and its supervisor
+        # Type and place only: a message may quote what the file holds.
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{Path(frame.filename).name}:{frame.lineno}"
+        return _failed(f"The reading failed: {type(error).__name__} at {place}.", transient=False)
+
+
+def _start(command: Sequence[str]) -> _Child:
+    read_end, write_end = os.pipe()
+    try:
+        process = subprocess.Popen(
+            leashed([*command, str(write_end)]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(write_end,),
+            start_new_session=True,  # the whole group is killed at once, and Ctrl-C is not for the child
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))},
+        )
+    except BaseException:
+        os.close(read_end)
+        raise
+    finally:
+        os.close(write_end)
+    assert process.stdin is not None  # noqa: S101 - asked for above
+    os.set_blocking(process.stdin.fileno(), False)
+    return _Child(process, process.stdin.fileno(), read_end)
+
+
+def _converse(child: _Child, message: bytes, deadline: float, should_stop: Callable[[], bool]) -> bytes:
+    """Send one line and return the line that answers it."""
+    poll = select.poll()
+    poll.register(child.answers, select.POLLIN)
+    poll.register(child.requests, select.POLLOUT)
+    received = b""
+    while not received.endswith(b"\n"):
+        if should_stop():
+            raise _Stopped
+        if time.monotonic() >= deadline:
+            raise _Overdue
+        for descriptor, _ in poll.poll(_POLL_MS):
+            if descriptor == child.answers:
+                received += _receive(descriptor)
+            else:
+                message = message[os.write(descriptor, message) :]
+                if not message:
+                    poll.unregister(descriptor)
+        if len(received) > _MAX_ANSWER:
+            raise ValueError("the answer is too long")
+    return received
+
+
+def _parse(answer: bytes) -> Outcome:
+    outcome = Outcome.from_json(answer.decode())
+    if outcome.kind not in ("reported", "unsuitable", "failed"):
+        raise ValueError(outcome.kind)
+    return outcome
+
+
+def _receive(descriptor: int) -> bytes:
+    chunk = os.read(descriptor, 1 << 16)
+    if not chunk:
+        raise _Died
+    return chunk
+
+
+def _kill(child: _Child) -> bytes:
+    """End the child with all that it started; return what it said about its crash."""
+    with suppress(ProcessLookupError, PermissionError):  # gone already; macOS says the latter of a zombie
+        os.killpg(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    os.close(child.answers)
+    with child.process.stdin, child.process.stderr as crash:  # type: ignore[union-attr]
+        os.set_blocking(crash.fileno(), False)
+        return crash.read(_MAX_TRACE) or b""
+
+
+def _go_quiet() -> int:
+    """Point descriptors 0 to 2 at nothing, but keep requests and the crash report; return where requests come from."""
+    with suppress(OSError):  # no such file on macOS
+        Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
+    requests, crash = os.dup(0), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nowhere, descriptor)
+    faulthandler.enable(file=crash, all_threads=False)
+    return requests
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _failed(reason: str, transient: bool = True) -> Outcome:
+    return Outcome(kind="failed", reason=reason, transient=transient, summary="", documents=())
+
+
+def _main() -> None:
+    from workers import pipeline  # torch comes with the first reading, in the child only
+
+    serve(int(sys.argv[1]), pipeline.read)
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,253 @@
+"""The two tasks, `read(job_id)` and `send(delivery_id)`: claim, work, file.
+
+An id is all that a message carries, and all that is believed of it is that it is one. Whatever happens in between,
+the lease runs out and another worker takes over; what ends a job names the lease's fence.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from node import bundles, clock
+from node.bundles import Bundle
+from node.clock import Clock
+from node.errors import BundleError, DatabaseUnavailable, Permanent, Unsuitable, WetreadError
+from node.settings import ResultKind, Settings, state_folder
+from node.store import jobs, studies
+from node.store.db import Database
+from node.store.jobs import Claimed, Document
+from node.store.spool import Spool
+from node.store.studies import InstanceRow
+from node.study import read_instance
+from workers.pipeline import Outcome, Request
+from workers.reader import Reader
+from workers.send import outbox
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 10.0
+"""How long a reading may go on after the worker is told to stop."""
+
+
+@dataclass
+class Desk:
+    """What a worker works with; `worker` names it in leases, `stopping` is set when it is told to stop."""
+
+    settings: Settings
+    db: Database
+    spool: Spool
+    reader: Reader
+    worker: str
+    lease_s: float = jobs.LEASE_S
+    now: Clock = clock.now
+    stopping: threading.Event = field(default_factory=threading.Event)
+
+
+def send(desk: Desk, delivery_id: str) -> None:
+    """Send one Evidence Document to one destination, if it is still to be sent."""
+    if _is_id(delivery_id, "send"):
+        with _border(delivery_id):
+            outbox.deliver(desk.db, desk.spool, desk.settings, delivery_id, desk.worker, desk.now)
+
+
+def read(desk: Desk, job_id: str) -> None:
+    """Read one series with one bundle, if the job is still to be done; a second message finds nothing to claim."""
+    if desk.stopping.is_set() or not _is_id(job_id, "read"):
+        return
+    with _border(job_id):
+        claimed = jobs.claim(desk.db, job_id, desk.worker, desk.now(), desk.lease_s)
+        if claimed is not None:
+            _work(desk, claimed)
+
+
+def _work(desk: Desk, claimed: Claimed) -> None:
+    with _heartbeat(desk, claimed) as lost, _scratch(desk) as out:
+        try:
+            request = _request(desk, claimed, out)
+            outcome = desk.reader.read(request, desk.settings.worker.job_timeout, _Patience(desk, lost))
+            if lost.is_set():
+                log.warning("The lease of job %s was lost; its result is discarded.", claimed.id)
+            elif outcome.kind == "failed" and desk.stopping.is_set():
+                jobs.released(desk.db, claimed, desk.worker, "the worker was told to stop", desk.now())
+            else:
+                _file(desk, claimed, outcome, out)
+        except DatabaseUnavailable:
+            raise  # nothing can be noted; the lease runs out
+        except WetreadError as error:
+            _fail(desk, claimed, str(error), transient=not isinstance(error, Permanent))
+
+
+def _request(desk: Desk, claimed: Claimed, out: Path) -> Request:
+    bundle = _bundle(desk, claimed)
+    rows = studies.manifest(desk.db, claimed.study_instance_uid, claimed.revision)
+    wanted = set(claimed.instances)
+    files = [
+        str(desk.spool.path(row.path))
+        for row in rows
+        if row.series_instance_uid == claimed.series_instance_uid and (not wanted or row.sop_instance_uid in wanted)
+    ]
+    earlier = jobs.predecessors(
+        desk.db, claimed.study_instance_uid, claimed.series_instance_uid, claimed.bundle, claimed.revision
+    )
+    return Request(
+        job_id=claimed.id,
+        study_instance_uid=claimed.study_instance_uid,
+        series_instance_uid=claimed.series_instance_uid,
+        revision=claimed.revision,
+        files=tuple(files),
+        bundle=str(bundle.folder),
+        digest=claimed.bundle_digest,
+        results=cast(tuple[ResultKind, ...], claimed.results),
+        out=str(out),
+        device=desk.settings.worker.device,
+        key=studies.manifest_sha256(rows),
+        predecessors=tuple(str(desk.spool.path(path)) for path in earlier),
+        ae_title=desk.settings.node.ae_title,
+        highest_series_number=_highest_series_number(desk, rows),
+    )
+
+
+def _highest_series_number(desk: Desk, rows: Sequence[InstanceRow]) -> int | None:
+    """Return the highest Series Number (0020,0011) of the study, so that ours come after the scanner's."""
+    first = {row.series_instance_uid: row.path for row in reversed(rows)}
+    found = []
+    for path in first.values():
+        with suppress(Unsuitable):
+            found.append(read_instance(desk.spool.path(path)).attributes.get("SeriesNumber"))
+    return max((int(number) for number in found if isinstance(number, float)), default=None)
+
+
+def _bundle(desk: Desk, claimed: Claimed) -> Bundle:
+    """Return the very bundle that the job was made for; another digest is another model."""
+    folders = [desk.settings.worker.models] if desk.settings.worker.models else []
+    bundle = bundles.find(claimed.bundle, *folders)
+    if bundle.digest != claimed.bundle_digest:
+        raise BundleError(
+            f"Job {claimed.id} was made for {claimed.bundle} {claimed.bundle_version} with digest "
+            f"{claimed.bundle_digest[:12]}; this worker has {bundle.title} with digest {bundle.digest[:12]}. "
+            "It was not read. Put that bundle back, or send the study again."
+        )
+    return bundle
+
+
+def _file(desk: Desk, claimed: Claimed, outcome: Outcome, out: Path) -> None:
+    """Bring the outcome into the database in one transaction; result files are durable before it begins."""
+    now = desk.now
+    if outcome.kind == "unsuitable":
+        jobs.unsuitable(desk.db, claimed, desk.worker, outcome.reason, now())
+    elif outcome.kind == "failed":
+        _fail(desk, claimed, outcome.reason, outcome.transient)
+        return
+    elif not jobs.reported(desk.db, claimed, desk.worker, _store(desk, outcome, out), outcome.summary, now()):
+        log.warning("The lease of job %s was lost; its result is discarded.", claimed.id)
+        return
+    log.info(
+        "Job %s with %s: %s",
+        claimed.id,
+        claimed.bundle,
+        outcome.kind,
+        extra={"action": "job_ended", "job_id": claimed.id},
+    )
+
+
+def _store(desk: Desk, outcome: Outcome, out: Path) -> Sequence[Document]:
+    documents = []
+    for entry in outcome.documents:
+        stored = desk.spool.store_result((out / str(entry["file"])).read_bytes())
+        names = ("kind", "sop_class_uid", "sop_instance_uid", "series_instance_uid")
+        values = {name: str(entry[name]) for name in names}
+        documents.append(Document(**values, path=stored.path, sha256=stored.sha256, size=stored.size))
+    return documents
+
+
+def _fail(desk: Desk, claimed: Claimed, reason: str, transient: bool) -> None:
+    limit = desk.settings.worker.max_attempts
+    state = jobs.failed(desk.db, claimed, desk.worker, reason, desk.now(), transient, limit)
+    log.warning(
+        "Job %s failed on attempt %d and is %s: %s",
+        claimed.id,
+        claimed.attempts,
+        state or "no longer ours",
+        reason,
+        extra={"action": "job_failed", "job_id": claimed.id},
+    )
+
+
+@contextmanager
+def _heartbeat(desk: Desk, claimed: Claimed) -> Iterator[threading.Event]:
+    """Extend the lease from a thread of its own; the event is set once the lease is lost."""
+    lost, done = threading.Event(), threading.Event()
+
+    def beat() -> None:
+        last = desk.now()
+        while not done.wait(desk.lease_s / 3):
+            try:
+                if not jobs.heartbeat(desk.db, claimed.id, desk.worker, claimed.fence, desk.now(), desk.lease_s):
+                    lost.set()
+                    return
+                last = desk.now()
+            except WetreadError:  # the database may be back before the lease is over
+                if desk.now() - last >= desk.lease_s:
+                    lost.set()
+                    return
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield lost
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def _scratch(desk: Desk) -> Iterator[Path]:
+    """Yield an empty folder for the child's files, gone afterwards."""
+    parent = state_folder(desk.settings) / "reading"
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _border(row_id: str) -> Iterator[None]:
+    """The border to Celery: whatever goes wrong is logged here, and the row's lease sees to the rest."""
+    try:
+        yield
+    except WetreadError as error:
+        log.warning("%s was left to the next worker: %s", row_id, error, extra={"action": "task_left"})
+    except Exception as error:  # a fault of ours must not end the worker
+        log.exception("%s failed: %s", row_id, type(error).__name__, extra={"action": "task_failed"})
+
+
+@dataclass
+class _Patience:
+    """Says when a reading must end: at once when the lease is lost, after a grace when the worker stops."""
+
+    desk: Desk
+    lost: threading.Event
+    since: float | None = None
+
+    def __call__(self) -> bool:
+        if self.desk.stopping.is_set() and self.since is None:
+            self.since = self.desk.now()
+        return self.lost.is_set() or (self.since is not None and self.desk.now() - self.since >= GRACE_S)
+
+
+def _is_id(value: object, task: str) -> bool:
+    """Say whether a message carries an id as we make them; anything else is dropped."""
+    try:
+        if isinstance(value, str) and str(uuid.UUID(value)) == value:
+            return True
+    except ValueError:
+        pass
+    log.warning("A message for %s carried no id; it was dropped.", task, extra={"action": "message_dropped"})
+    return False
