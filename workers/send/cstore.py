@@ -19,9 +19,6 @@ from pynetdicom import AE, _config, evt
 
 from node import uids
 
-MAX_CONTEXTS = 128
-"""Presentation Context IDs are the odd numbers from 1 to 255 (PS3.8 §9.3.2.2)."""
-
 Kind = Literal["status", "rejected", "no_context", "aborted", "timeout", "unreachable"]
 
 
@@ -71,14 +68,14 @@ class Accepted:
     assoc: Any
 
 
-def store(path: Path, peer: Peer, timeouts: Timeouts | None = None) -> Answer:
+def store(path: Path, peer: Peer, timeouts: Timeouts) -> Answer:
     """Send one Part 10 file; returns when there is an answer or a timeout has passed."""
     meta = read_file_meta_info(path)
     sop_class, syntax = UID(meta.MediaStorageSOPClassUID), UID(meta.TransferSyntaxUID)
-    entity = entity_for(peer, timeouts or Timeouts())
+    entity = entity_for(peer, timeouts)
     for proposed in dict.fromkeys((syntax, ImplicitVRLittleEndian)):  # one context each, so that the peer may take both
         entity.add_requested_context(sop_class, proposed)
-    opened = associate(entity, peer)
+    opened = associate(entity, peer, timeouts.write)
     if isinstance(opened, Answer):
         return opened
     try:
@@ -95,7 +92,7 @@ def _store(assoc: Any, path: Path, sop_class: UID, syntax: UID) -> Answer:
     started = time.monotonic()
     status = assoc.send_c_store(source)
     if "Status" in status:
-        return Answer("status", status=int(status.Status), note=str(status.get("ErrorComment", ""))[:64])
+        return Answer("status", status=int(status.Status))  # the Error Comment may quote the data set; it stays unread
     return Answer("timeout" if time.monotonic() - started >= assoc.dimse_timeout else "aborted")
 
 
@@ -120,7 +117,7 @@ def entity_for(peer: Peer, timeouts: Timeouts) -> AE:
     return entity
 
 
-def associate(entity: AE, peer: Peer, write_timeout: float = 30.0, **options: Any) -> Accepted | Answer:
+def associate(entity: AE, peer: Peer, write_timeout: float, **options: Any) -> Accepted | Answer:
     """Open an association with the contexts of `entity`; an `Answer` says why there is none."""
     handlers = [
         (evt.EVT_CONN_OPEN, _on_open, [write_timeout]),

@@ -1,0 +1,190 @@
+"""Storage commitment (PS3.4 Annex J) with a PACS that reports here, there, later, partly or never."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StorageCommitmentPushModel
+
+from node.simulate.faults import Fault
+from node.simulate.pacs import Pacs
+from node.store import deliveries
+from tests.filed import SEG, Node, file_study, make_node
+from workers.send import commitment
+from workers.send.cstore import Timeouts
+from workers.send.outbox import deliver
+
+QUICK = Timeouts(connect=2, acse=2, dimse=2, write=2)
+STUDY = "2.25.4712"
+
+
+def send_all(node: Node, ids: list[str]) -> None:
+    for delivery_id in ids:
+        deliver(node.db, node.spool, node.settings, delivery_id, "worker", node.now, QUICK)
+
+
+def tick(node: Node, linger: float = 0.3, report_within: float = 3600.0) -> int:
+    return commitment.tick(node.db, node.settings, node.at, QUICK, linger, report_within)
+
+
+def wait_for(node: Node, states: set[str], timeout: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout
+    while set(node.states().values()) != states and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert set(node.states().values()) == states
+
+
+@contextmanager
+def our_listener(node: Node) -> Iterator[int]:
+    """Our side of the new association: the role of SCU, offered to the PACS that proposes to be SCP."""
+
+    def on_report(event: Any) -> tuple[int, None]:
+        report = commitment.read_report(event.event_information)
+        deliveries.committed(node.db, report.transaction_uid, report.stored, report.failed, node.at)
+        return 0x0000, None
+
+    ae = AE("WETREAD")
+    syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
+    ae.add_supported_context(StorageCommitmentPushModel, syntaxes, scu_role=True, scp_role=True)
+    handlers = [(evt.EVT_N_EVENT_REPORT, on_report)]
+    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        yield server.server_address[1]
+    finally:
+        ae.shutdown()
+
+
+@contextmanager
+def pair(folder: Path, report: Literal["new", "same", "never"], **options: Any) -> Iterator[tuple[Node, Pacs]]:
+    with Pacs(folder / "pacs", report=report, **options) as pacs:
+        node = make_node(folder, pacs.port, commitment=True)
+        with our_listener(node) as port:
+            pacs.peers["WETREAD"] = ("127.0.0.1", port)
+            yield node, pacs
+        node.db.close()
+
+
+@pytest.mark.parametrize("report", ["same", "new"])
+def test_committed_on_either_association(tmp_path: Path, report: Literal["same", "new"]) -> None:
+    with pair(tmp_path, report) as (node, pacs):
+        send_all(node, file_study(node, STUDY))
+        assert set(node.states().values()) == {"SENT"}
+        assert tick(node) == 2
+        wait_for(node, {"COMMITTED"})
+        (request,) = pacs.requests
+        assert {uid for _, uid in request.references} == set(pacs.held)
+        assert request.calling_ae == "WETREAD"
+        assert tick(node) == 0, "nothing is left to ask for"
+
+
+def test_one_transaction_for_each_study(tmp_path: Path) -> None:
+    with pair(tmp_path, "same") as (node, pacs):
+        send_all(node, file_study(node, STUDY) + file_study(node, STUDY + ".1"))
+        assert tick(node) == 4
+        wait_for(node, {"COMMITTED"})
+        assert len({request.transaction_uid for request in pacs.requests}) == 2
+        assert [len(request.references) for request in pacs.requests] == [2, 2]
+
+
+def test_nothing_is_asked_of_a_destination_without_commitment(tmp_path: Path) -> None:
+    with Pacs(tmp_path / "pacs") as pacs:
+        node = make_node(tmp_path, pacs.port, commitment=False)
+        send_all(node, file_study(node, STUDY))
+        assert tick(node) == 0
+        assert not pacs.requests
+        assert set(node.states().values()) == {"SENT"}
+
+
+def test_the_one_that_the_pacs_lost_is_sent_again_and_asked_for_anew(tmp_path: Path) -> None:
+    with pair(tmp_path, "same", faults=[Fault("not_held", sop_class_uid=SEG, times=1)]) as (node, pacs):
+        sr, seg = file_study(node, STUDY)
+        send_all(node, [sr, seg])
+        tick(node)
+        wait_for(node, {"COMMITTED", "PENDING"})
+        row = deliveries.show(node.db, seg)
+        assert row["state"] == "PENDING"
+        assert "0112H" in row["reason"]
+        node.at = row["not_before"]
+        send_all(node, [sr, seg])
+        node.at += 1
+        assert tick(node) == 1
+        wait_for(node, {"COMMITTED"})
+        first, second = pacs.requests
+        assert first.transaction_uid != second.transaction_uid
+        assert second.references == ((SEG, row["sop_instance_uid"]),)
+        assert len(pacs.receptions(row["sop_instance_uid"])) == 2
+        assert len({r.sha256 for r in pacs.receptions(row["sop_instance_uid"])}) == 1
+        assert len(pacs.receptions(deliveries.show(node.db, sr)["sop_instance_uid"])) == 1
+
+
+def test_no_report_in_time_is_asked_for_anew_five_times_and_then_dead(tmp_path: Path) -> None:
+    with pair(tmp_path, "never") as (node, pacs):
+        send_all(node, file_study(node, STUDY, ["SR"]))
+        for asked in range(1, 6):
+            assert tick(node, linger=0) == 1
+            assert tick(node, linger=0) == 0, "while it waits it does not ask"
+            assert len({request.transaction_uid for request in pacs.requests}) == asked
+            node.at += 3601
+        assert tick(node, linger=0) == 0
+        assert set(node.states().values()) == {"DEAD"}
+        assert len(pacs.requests) == 5
+
+
+def test_a_late_report_of_an_old_transaction_changes_nothing(tmp_path: Path) -> None:
+    with pair(tmp_path, "same", faults=[Fault("no_report", times=1)]) as (node, pacs):
+        send_all(node, file_study(node, STUDY, ["SR"]))
+        tick(node, linger=0)
+        node.at += 3601
+        assert tick(node) == 1
+        wait_for(node, {"COMMITTED"})
+        old, new = pacs.requests
+        uid = new.references[0][1]
+        assert deliveries.committed(node.db, old.transaction_uid, [], {uid: 0x0112}, node.at) == 0
+        assert set(node.states().values()) == {"COMMITTED"}
+
+
+def test_a_pacs_without_storage_commitment_is_named_in_the_end(tmp_path: Path) -> None:
+    with pair(tmp_path, "new", refuse=[StorageCommitmentPushModel]) as (node, _):
+        send_all(node, file_study(node, STUDY, ["SR"]))
+        assert tick(node) == 0
+        (row,) = deliveries.listing(node.db)
+        assert row["state"] == "SENT"
+        assert "could not be asked for (NO_CONTEXT)" in row["reason"]
+        for _attempt in range(5):
+            node.at += 1100
+            tick(node)
+        assert set(node.states().values()) == {"DEAD"}
+
+
+def test_a_busy_pacs_is_asked_again_after_a_rest(tmp_path: Path) -> None:
+    with pair(tmp_path, "same", faults=[Fault("refuse_request", status=0x0213, times=1)]) as (node, pacs):
+        send_all(node, file_study(node, STUDY, ["SR"]))
+        assert tick(node) == 0
+        assert tick(node) == 0, "it rests"
+        assert not pacs.requests
+        node.at += 7
+        assert tick(node) == 1
+        wait_for(node, {"COMMITTED"})
+
+
+def test_duplicate_is_verified_by_commitment(tmp_path: Path) -> None:
+    with pair(tmp_path, "same") as (node, pacs):
+        (sr,) = file_study(node, STUDY, ["SR"])
+        send_all(node, [sr])
+        with node.db.transaction() as connection:
+            connection.exec_driver_sql("UPDATE delivery SET state = 'PENDING', not_before = 0")
+        pacs.faults.add(Fault("status", status=0x0111))
+        send_all(node, [sr])
+        row = deliveries.show(node.db, sr)
+        assert (row["state"], row["last_status"]) == ("SENT", "0111")
+        assert "storage commitment will tell" in row["reason"]
+        tick(node)
+        wait_for(node, {"COMMITTED"})
