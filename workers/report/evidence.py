@@ -1,0 +1,47 @@
+"""Stage 6: one reading becomes its Evidence Documents: SEG, SC, and the SR that is the way into all of them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+
+from node.findings import Reading, Segmentation, Volume
+from workers.report import sc, seg, sources, sr
+from workers.report.context import Context, EvidenceDocument, NodeIdentity, ResultKind
+from workers.report.run import Run
+
+__all__ = ["Context", "EvidenceDocument", "NodeIdentity", "ResultKind", "build", "to_bytes"]
+
+
+def build(reading: Reading, volumes: Sequence[Volume], context: Context) -> list[EvidenceDocument]:
+    """Return the Evidence Documents of `reading`: SEGs, key images, and at last one SR, as `context.results` asks.
+
+    `volumes` are what was read; `reading`'s label maps lie on their grids. There is no SEG of a segmentation in
+    which nothing was found. The same arguments give the same bytes.
+    """
+    run = Run(reading, context, sources.read_headers(context.sources))
+    wanted = context.results
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # values of foreign headers, judged by the gate and by validators
+        segs = [
+            seg.build(run, s, _volume_of(s, volumes), i) if "SEG" in wanted else None
+            for i, s in enumerate(reading.segmentations)
+        ]
+        captures = [sc.build(run, volume, i) for i, volume in enumerate(volumes)] if "SC" in wanted else []
+        documents = [EvidenceDocument("SEG", ds) for ds in segs if ds is not None]
+        documents += [EvidenceDocument("SC", ds) for ds in captures]
+        if "SR" in wanted:
+            documents.append(EvidenceDocument("SR", sr.build(run, volumes, segs, captures)))
+    return documents
+
+
+def to_bytes(document: EvidenceDocument) -> bytes:
+    """Return the Part 10 file (PS3.10 §7.1), Explicit VR Little Endian."""
+    buffer = io.BytesIO()
+    document.dataset.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _volume_of(segmentation: Segmentation, volumes: Sequence[Volume]) -> Volume:
+    return next(volume for volume in volumes if segmentation.sources[0] in volume.sources)

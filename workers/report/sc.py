@@ -1,0 +1,120 @@
+"""Secondary Capture (PS3.3 §A.8.1): the key image with its findings drawn in, for viewers that know nothing else.
+
+It is a picture, never the only carrier of a finding, and says on its face that it is not for diagnostic use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pydicom import Dataset
+
+from node import codes
+from node.findings import Finding, Segment, Segmentation, Source, Volume
+from workers.report import groups, picture
+from workers.report.picture import Line
+from workers.report.run import Run, coded, finish
+
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+NOTICE = "AI result, not for diagnostic use"
+_UNPAIRED = frozenset(
+    "ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CHEST CHESTABDOMEN CHESTABDPELVIS COLON COCCYX CSPINE CTSPINE "
+    "ESOPHAGUS GALLBLADDER HEAD HEADNECK HEART JAW LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK "
+    "NECKCHEST NOSE PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM STOMACH "
+    "THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY".split()
+)
+"""Body parts (PS3.16 Annex L) of which there is one: Laterality must be absent. Of others it must be there."""
+_ABSENT = "#8d96a0"
+_FINDING = "#ffb347"
+
+
+def build(run: Run, volume: Volume, ordinal: int) -> Dataset:
+    """Return the key image of one volume or film: its findings, and the slice on which the segments are largest."""
+    findings = [finding for finding in run.reading.findings if finding.source in volume.sources]
+    segmentation = next((s for s in run.reading.segmentations if s.sources[0] in volume.sources), None)
+    k = _slice_to_show(volume, segmentation, findings)
+    lines = (*map(_finding_line, findings), *_segment_lines(segmentation))
+    rendered = picture.render(
+        pixels=volume.pixels[k],
+        pixel_aspect=volume.spacing_mm[1] / volume.spacing_mm[2] if volume.spacing_mm else 1.0,
+        window=picture.window(volume.pixels),
+        masks=list(_masks(segmentation, volume.sources[k])),
+        notice=NOTICE,
+        caption=_caption(run, volume, k),
+        lines=lines,
+    )
+    return finish(_dataset(run, volume.sources[k], rendered), run, "SC", ordinal)
+
+
+def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: Sequence[Finding]) -> int:
+    if segmentation is not None:
+        return volume.sources.index(segmentation.sources[groups.key_slice(segmentation)])
+    return volume.sources.index(findings[0].source) if findings else len(volume.sources) // 2
+
+
+def _caption(run: Run, volume: Volume, k: int) -> str:
+    algorithm = run.reading.algorithm
+    where = f"  ·  slice {k + 1} of {len(volume.sources)}" if len(volume.sources) > 1 else ""
+    return f"{algorithm.name} {algorithm.version}  ·  unverified{where}"
+
+
+def _finding_line(finding: Finding) -> Line:
+    noun = "probability" if finding.calibrated else "score"
+    values = f"{groups.percent(finding.probability):g} % {noun}, threshold {100 * finding.threshold:.3g} %"
+    return Line(_FINDING if finding.present else _ABSENT, finding.label, values, solid=finding.present)
+
+
+def _segment_lines(segmentation: Segmentation | None) -> Iterator[Line]:
+    for segment in segmentation.segments if segmentation else ():
+        yield Line(segment.color, segment.label, _values(segment), solid=not segment.is_empty)
+
+
+def _values(segment: Segment) -> str:
+    if segment.is_empty:
+        return "absent"
+    units = {codes.MILLILITER: "mL", codes.SQUARE_CENTIMETER: "cm²", codes.PIXELS: "pixels"}
+    numbers = (f"{m.value:,.0f}" if m.unit == codes.PIXELS else f"{m.value:.3g}" for m in segment.measurements)
+    named = [f"{n} {units.get(m.unit, m.unit.value)}" for n, m in zip(numbers, segment.measurements, strict=True)]
+    return ", ".join(named) or "present"
+
+
+def _masks(segmentation: Segmentation | None, source: Source) -> Iterator[picture.Mask]:
+    if segmentation is None or source not in segmentation.sources:
+        return
+    labels = segmentation.labels[segmentation.sources.index(source)]
+    for segment in segmentation.segments:
+        if (labels == segment.value).any():
+            yield picture.Mask(labels == segment.value, segment.color)
+
+
+def _dataset(run: Run, source: Source, rgb: picture.Pixels) -> Dataset:
+    """The SC Image IOD around `rgb`, (row, column, 3) uint8; no spacing, because the picture was scaled."""
+    header = run.header(source)
+    ds = Dataset()
+    ds.SOPClassUID, ds.Modality, ds.ConversionType = SECONDARY_CAPTURE, "OT", "DI"
+    ds.ImageType = ["DERIVED", "SECONDARY"]
+    ds.BurnedInAnnotation = "YES"
+    ds.DerivationDescription = f"Key image with AI findings drawn in. {NOTICE}."
+    ds.SourceImageSequence = [_source_image(header, source)]
+    ds.LossyImageCompression = "01" if run.is_lossy else "00"
+    if header.get("BodyPartExamined"):
+        ds.BodyPartExamined = header.BodyPartExamined
+    if header.get("BodyPartExamined") not in _UNPAIRED:  # type 2C (PS3.3 §C.7.3.1)
+        ds.Laterality = header.get("Laterality") or header.get("ImageLaterality")
+    ds.PatientOrientation = header.get("PatientOrientation") or None
+    ds.SamplesPerPixel, ds.PlanarConfiguration, ds.PhotometricInterpretation = 3, 0, "RGB"
+    ds.Rows, ds.Columns = rgb.shape[:2]
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
+    data = rgb.tobytes()
+    ds.PixelData = data + b"\0" * (len(data) % 2)
+    ds["PixelData"].VR = "OB"
+    return ds
+
+
+def _source_image(header: Dataset, source: Source) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+    if source.frame_number is not None:
+        item.ReferencedFrameNumber = source.frame_number
+    item.PurposeOfReferenceCodeSequence = [coded(codes.SOURCE_IMAGE)]
+    return item

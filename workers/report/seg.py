@@ -1,0 +1,177 @@
+"""Segmentation IOD (PS3.3 §A.51, §C.8.20): a label map on the source grid becomes coded, colored segments.
+
+Every frame names the image it lies on. A film has no patient plane, so its SEG gets the pixel grid as one:
+without a plane, viewers in use go blank.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import highdicom as hd
+import numpy as np
+from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription
+from highdicom.seg import Segmentation as SegmentationDocument
+from numpy.typing import NDArray
+from pydicom import Dataset
+from pydicom.sr.coding import Code as PydicomCode
+
+from node import codes, uids
+from node.codes import Code
+from node.findings import Algorithm, Segment, Segmentation, Volume
+from workers.report import sources
+from workers.report.run import Run, coded, finish
+
+EMPTY_FRAMES_UP_TO = 400
+"""Slices up to which empty frames are written too: some viewers misplace segments that have gaps."""
+LARGE_FRACTIONAL = 64 * 2**20
+"""Bytes of 8-bit frames above which empty frames are left out after all."""
+
+
+def described(segmentation: Segmentation) -> tuple[Segment, ...]:
+    """Return the segments that have at least one pixel; their place here, from 1, is the Segment Number."""
+    return tuple(segment for segment in segmentation.segments if not segment.is_empty)
+
+
+def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) -> Dataset | None:
+    """Return the SEG of `segmentation`, or None where nothing was found: the SR says Absent then."""
+    segments = described(segmentation)
+    if not segments:
+        return None
+    images, labels = _on_frames(run, segmentation, volume)
+    kind = encoding(run.context.seg_type, labels.shape[-1])
+    algorithm = run.reading.algorithm
+    ds = SegmentationDocument(
+        source_images=images,
+        pixel_array=renumbered(labels, segments),  # a new array: highdicom may overwrite it
+        segmentation_type=kind,
+        segment_descriptions=[_describe(run, s, n, volume) for n, s in enumerate(segments, 1)],
+        series_instance_uid=run.uid("SEG", ordinal, "series"),
+        series_number=1,
+        sop_instance_uid=run.uid("SEG", ordinal, "instance"),
+        instance_number=1,
+        manufacturer=algorithm.manufacturer,
+        manufacturer_model_name=algorithm.name,
+        software_versions=algorithm.version,
+        device_serial_number=run.context.node.serial_number,
+        content_label=content_label(algorithm),
+        content_description="AI segmentation, unverified" + ("; plane is the pixel grid" * volume.is_projection),
+        omit_empty_frames=_leave_out_empty_frames(labels, kind, len(segments)),
+        specific_character_set=run.inherited.get("SpecificCharacterSet"),
+    )
+    return _finished(ds, run, volume, ordinal)
+
+
+def encoding(asked: str, columns: int) -> Literal["BINARY", "FRACTIONAL"]:
+    """Return the Segmentation Type for frames of `columns`: see `Context.seg_type`."""
+    if asked == "auto":
+        return "BINARY" if columns % 8 == 0 else "FRACTIONAL"
+    return "BINARY" if asked == "binary" else "FRACTIONAL"
+
+
+def renumbered(labels: NDArray[np.uint8], segments: Sequence[Segment]) -> NDArray[np.uint8]:
+    """Return a copy of the label map whose values are Segment Numbers: 1, 2, … without the empty ones."""
+    table = np.zeros(256, np.uint8)
+    for number, segment in enumerate(segments, 1):
+        table[segment.value] = number
+    return np.asarray(table[labels], np.uint8)
+
+
+def content_label(algorithm: Algorithm) -> str:
+    """Return a Content Label: CS, upper case, at most 16 characters (PS3.5 §6.2)."""
+    label = re.sub(r"[^A-Z0-9]+", "_", algorithm.label.upper()).strip("_")[:16]
+    return label or "AI_SEGMENTATION"
+
+
+def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[list[Dataset], NDArray[np.uint8]]:
+    """Return clean source headers and the label map in the same order; a multi-frame source gives all its frames."""
+    first = segmentation.sources[0]
+    if first.frame_number is None:
+        headers = [run.header(source) for source in segmentation.sources]
+        return [sources.without_quirks(h, is_projection=volume.is_projection) for h in headers], segmentation.labels
+    header = run.header(first)
+    labels = np.zeros((int(header.NumberOfFrames), *segmentation.labels.shape[1:]), np.uint8)
+    for k, source in enumerate(segmentation.sources):
+        labels[(source.frame_number or 1) - 1] = segmentation.labels[k]
+    return [sources.without_quirks(header, is_projection=volume.is_projection)], labels
+
+
+def _leave_out_empty_frames(labels: NDArray[np.uint8], kind: str, segments: int) -> bool:
+    return labels.shape[0] > EMPTY_FRAMES_UP_TO or (kind == "FRACTIONAL" and labels.size * segments > LARGE_FRACTIONAL)
+
+
+def _describe(run: Run, segment: Segment, number: int, volume: Volume) -> SegmentDescription:
+    """One item of the Segment Sequence (PS3.3 §C.8.20.4), tracked under the UID that the SR uses too."""
+    algorithm = run.reading.algorithm
+    red, green, blue = (int(segment.color[i : i + 2], 16) for i in (1, 3, 5))
+    item = SegmentDescription(
+        segment_number=number,
+        segment_label=segment.label,
+        segmented_property_category=_code(segment.category),
+        segmented_property_type=_code(segment.type),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name=algorithm.name,
+            family=_code(codes.ARTIFICIAL_INTELLIGENCE),
+            version=algorithm.version,
+            source=algorithm.manufacturer,
+        ),
+        tracking_uid=run.tracking_uid(segment.label, volume),
+        tracking_id=segment.label,
+        display_color=hd.color.CIELabColor.from_rgb(red, green, blue),
+    )
+    if segment.type_modifier:
+        kind = item.SegmentedPropertyTypeCodeSequence[0]
+        kind.SegmentedPropertyTypeModifierCodeSequence = [coded(segment.type_modifier)]
+    return item
+
+
+def _finished(ds: Dataset, run: Run, volume: Volume, ordinal: int) -> Dataset:
+    ds.pop("ContentCreatorName", None)  # type 3, and a person's name: nobody drew this
+    if volume.is_projection:
+        _pixel_grid_as_plane(ds, run, volume)
+    ds.LossyImageCompression = "01" if run.is_lossy else "00"
+    if run.first.get("BodyPartExamined"):
+        ds.BodyPartExamined = run.first.BodyPartExamined
+    organization = uids.derive_uid("dimensions", ds.SOPInstanceUID)
+    ds.DimensionOrganizationSequence[0].DimensionOrganizationUID = organization
+    for index in ds.DimensionIndexSequence:
+        index.DimensionOrganizationUID = organization
+    return finish(ds, run, "SEG", ordinal)
+
+
+def _pixel_grid_as_plane(ds: Dataset, run: Run, volume: Volume) -> None:
+    """Give the SEG of a film a plane: the pixel grid, whatever the patient's true orientation.
+
+    Spacing is the source's, else 1 mm; 0 would blank viewers. The Frame of Reference is copied, never invented.
+    """
+    header = run.header(volume.sources[0])
+    measures, plane = Dataset(), Dataset()
+    measures.PixelSpacing = _spacing(header)
+    measures.SliceThickness = 1
+    plane.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    for frame in ds.PerFrameFunctionalGroupsSequence:
+        position = Dataset()
+        position.ImagePositionPatient = [0, 0, 0]
+        frame.PlanePositionSequence = [position]
+    if header.get("FrameOfReferenceUID"):
+        ds.FrameOfReferenceUID = header.FrameOfReferenceUID
+        ds.PositionReferenceIndicator = header.get("PositionReferenceIndicator")
+    if header.get("PatientOrientation"):
+        ds.PatientOrientation = header.PatientOrientation
+
+
+def _spacing(header: Dataset) -> list[float]:
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing"):
+        values = [float(value) for value in header.get(keyword) or ()]
+        if len(values) == 2 and min(values) > 0:
+            return list(header[keyword].value)
+    return [1, 1]
+
+
+def _code(code: Code) -> PydicomCode:
+    return PydicomCode(code.value, code.scheme, code.meaning)

@@ -1,0 +1,139 @@
+"""The images a reading was made from: their headers, what our objects inherit, and a clean copy for the library."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pydicom
+from pydicom import DataElement, Dataset
+from pydicom.multival import MultiValue
+from pydicom.valuerep import PersonName
+
+from node.findings import Source
+
+PATIENT_AND_STUDY = (
+    # Patient Module (PS3.3 §C.7.1.1), without what refers to other objects
+    "PatientName PatientID IssuerOfPatientID TypeOfPatientID IssuerOfPatientIDQualifiersSequence OtherPatientIDsSequence "
+    "PatientBirthDate PatientBirthTime PatientSex OtherPatientNames EthnicGroup QualityControlSubject "
+    "PatientComments PatientSpeciesDescription PatientSpeciesCodeSequence PatientBreedDescription "
+    "PatientBreedCodeSequence BreedRegistrationSequence ResponsiblePerson ResponsiblePersonRole "
+    "ResponsibleOrganization PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence "
+    # Clinical Trial Subject and Study Modules (§C.7.1.3, §C.7.2.3)
+    "ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID "
+    "ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialTimePointID "
+    "ClinicalTrialTimePointDescription "
+    # General Study Module (§C.7.2.1)
+    "StudyInstanceUID StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber "
+    "IssuerOfAccessionNumberSequence StudyDescription PhysiciansOfRecord NameOfPhysiciansReadingStudy "
+    "RequestingService ProcedureCodeSequence "
+    # Patient Study Module (§C.7.2.2)
+    "AdmittingDiagnosesDescription PatientAge PatientSize PatientWeight PatientSexNeutered MedicalAlerts Allergies "
+    "SmokingStatus PregnancyStatus PatientState Occupation AdditionalPatientHistory AdmissionID"
+).split()
+TYPE_2 = (
+    "PatientName PatientID PatientBirthDate PatientSex "
+    "StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber"
+).split()
+
+_FOR_THE_LIBRARY = (
+    "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns NumberOfFrames "
+    "FrameOfReferenceUID PositionReferenceIndicator ImagePositionPatient ImageOrientationPatient PixelSpacing "
+    "SliceThickness SpacingBetweenSlices SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
+    "LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
+).split()
+_LOSSY_SYNTAXES = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 112)})
+_AGE = re.compile(r"\d{3}[DWMY]")
+
+
+def read_headers(paths: Iterable[Path]) -> tuple[Dataset, ...]:
+    """Read the headers of Part 10 files, without pixels."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # foreign values that pydicom finds odd are judged here
+        return tuple(pydicom.dcmread(path, stop_before_pixels=True) for path in paths)
+
+
+def inherit(header: Dataset, *, to_utf_8: bool = False) -> Dataset:
+    """Return what every object of the study shares with `header`: patient, study and character set.
+
+    Values are copied as they are. Missing type 2 attributes are there and empty; a Patient's Age that is no AS
+    ("81") is mended or left out. A character set with code extensions (ISO 2022), or `to_utf_8`, becomes ISO_IR 192.
+    """
+    inherited = Dataset()
+    for keyword in PATIENT_AND_STUDY:
+        if keyword in header:
+            inherited.add(header[keyword])
+    _mend_age(inherited)
+    charset = header.get("SpecificCharacterSet") or None
+    if to_utf_8 or isinstance(charset, MultiValue | list):
+        inherited = _in_utf_8(inherited)
+        charset = "ISO_IR 192"
+    for keyword in TYPE_2:
+        if keyword not in inherited:
+            setattr(inherited, keyword, None)
+    if charset:
+        inherited.SpecificCharacterSet = charset
+    return inherited
+
+
+def without_quirks(header: Dataset, *, is_projection: bool) -> Dataset:
+    """Return a copy for highdicom: only what it needs, the patient's and study's attributes empty.
+
+    A film loses its Frame of Reference here, because the plane of its SEG is only the pixel grid.
+    """
+    copy = Dataset()
+    for keyword in _FOR_THE_LIBRARY:
+        if keyword in header:
+            copy.add(header[keyword])
+    for keyword in TYPE_2:
+        setattr(copy, keyword, "")
+    if "PerFrameFunctionalGroupsSequence" not in copy and "NumberOfFrames" in copy:
+        del copy.NumberOfFrames
+    if is_projection:
+        for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator", "PixelSpacing"):
+            copy.pop(keyword, None)
+    return copy
+
+
+def find(headers: Sequence[Dataset], source: Source) -> Dataset:
+    """Return the header of the image `source` names."""
+    return next(h for h in headers if h.SOPInstanceUID == source.sop_instance_uid)
+
+
+def is_lossy(header: Dataset) -> bool:
+    """Say whether the image went through a lossy compression (0028,2110), by its flag or its transfer syntax."""
+    syntax = str(header.file_meta.get("TransferSyntaxUID", "")) if hasattr(header, "file_meta") else ""
+    return header.get("LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES
+
+
+def _mend_age(inherited: Dataset) -> None:
+    """Make Patient's Age an AS, or drop it (type 3): archives in use carry "81" for 81 years."""
+    if "PatientAge" not in inherited:
+        return
+    age = str(inherited.PatientAge or "").strip()
+    if age.isdigit() and len(age) <= 3:
+        inherited.PatientAge = f"{int(age):03}Y"
+    elif age and not _AGE.fullmatch(age):
+        del inherited.PatientAge
+
+
+def _in_utf_8(inherited: Dataset) -> Dataset:
+    """Return `inherited` as Unicode text that no longer remembers its old encoding."""
+    inherited.decode()
+    converted = Dataset()
+    for element in inherited:
+        if element.tag != 0x00080005:
+            converted.add(_unicode(element))
+    return converted
+
+
+def _unicode(element: DataElement) -> DataElement:
+    if element.VR == "SQ":
+        return DataElement(element.tag, "SQ", [_in_utf_8(item) for item in element.value])
+    if element.VR == "PN" and element.value:
+        values = element.value if isinstance(element.value, MultiValue) else [element.value]
+        names = [PersonName(str(value)) for value in values]
+        return DataElement(element.tag, "PN", names if len(names) > 1 else names[0])
+    return element
