@@ -29,3 +29,7 @@ def derive_id(*key: str) -> str:
 def is_valid_uid(value: str) -> bool:
     """Say whether `value` is a UID by PS3.5 §9.1: digits and dots, no leading zeros, at most 64 characters."""
     return 0 < len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+INSTANCE_CREATOR_UID = derive_uid("node")
+"""Instance Creator UID (0008,0014) of every object we make; an instance that carries it is our own result come back."""

@@ -1,0 +1,191 @@
+"""The transport's limits, below the DICOM Upper Layer (PS3.8 §9.3): size, time and memory of what a peer may send.
+
+Three guards. `Vestibule`: a connection costs a file descriptor and a few bytes, no thread, until its whole first PDU
+is there. `GuardedSocket`: no PDU is read that is longer than agreed or slower than its deadline. `GuardedDIMSE`: no
+message grows without bound, and a message that cannot be understood ends its association, not a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import socket
+import struct
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pynetdicom.association import Association
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.transport import AssociationSocket
+
+from node.accept.precheck import MAX_OBJECT
+from node.log import describe
+
+logger = logging.getLogger(__name__)
+
+A_ASSOCIATE_RQ, P_DATA_TF = 0x01, 0x04
+PDU_TYPES = range(0x01, 0x08)
+"""PS3.8 §9.3.1."""
+_HEADER = struct.Struct(">BBL")
+UNEXPECTED_PDU, INVALID_PARAMETER = 2, 6
+"""Reason/Diag. of an A-ABORT by the service provider (PS3.8 Table 9-26)."""
+INVALID_PDU = "Evt19"
+"""Unrecognized or invalid PDU: A-ABORT, whatever the state (PS3.8 Table 9-10)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a peer may cost. Sizes in bytes, times in seconds."""
+
+    pdu: int = 2**20
+    """Maximum Length we announce (PS3.8 §D.1.1)."""
+    pdu_slack: int = 4096
+    """Some peers count headers differently."""
+    control_pdu: int = 2**18
+    """A-ASSOCIATE-RQ and every PDU but P-DATA-TF; 128 contexts with all syntaxes need about 50 KB."""
+    command_set: int = 2**16
+    dataset: int = MAX_OBJECT
+    first_pdu_s: float = 10.0
+    """From accept to the end of the first PDU."""
+    pdu_s: float = 30.0
+    """From the first to the last byte of any other PDU."""
+    send_s: float = 30.0
+    """For a PDU of ours to leave; a peer that stops reading is cut."""
+    waiting_messages: int = 1
+    """Complete messages that may wait behind the one being served; beyond it the socket is not read."""
+    half_open: int = 256
+    half_open_per_address: int = 64
+
+
+def abort_pdu(reason: int) -> bytes:
+    """Return an A-ABORT by the service provider with `reason` (PS3.8 §9.3.8)."""
+    return _HEADER.pack(0x07, 0, 4) + bytes((0, 0, 2, reason))
+
+
+class ProtocolViolation(OSError):
+    """The peer sent what no DICOM peer sends; the association was aborted."""
+
+
+class GuardedSocket(AssociationSocket):
+    """An association's socket that reads whole PDUs under `limits`; `first` are the bytes read in the vestibule."""
+
+    def __init__(self, assoc: Association, connection: socket.socket, limits: Limits, first: bytes) -> None:
+        super().__init__(assoc, client_socket=connection)
+        self._limits, self._first = limits, memoryview(first)
+        self._body_length: int | None = None
+        self._deadline = 0.0
+        self._poller = select.poll()  # select() cannot take descriptors from 1024 on
+        self._poller.register(connection, select.POLLIN)
+
+    @property
+    def ready(self) -> bool:
+        """Say whether a PDU can be read now: no more is read while complete messages wait to be served."""
+        if self.socket is None or not self._is_connected or self.socket.fileno() < 0:
+            return False
+        if self._first:
+            return True
+        if self.assoc.dimse.msg_queue.qsize() > self._limits.waiting_messages:
+            return False
+        try:
+            return bool(self._poller.poll(0))
+        except (OSError, ValueError):
+            self.event_queue.put("Evt17")  # transport connection closed
+            return False
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Read `nr_bytes`: first a PDU's 6 bytes of header, then its body; fewer when the peer closed.
+
+        Raises `OSError` when the PDU is longer than agreed (after an A-ABORT) or its deadline passed.
+        """
+        if self._body_length is not None and nr_bytes == self._body_length:
+            self._body_length = None
+            return self._read(nr_bytes)
+        self._deadline = time.monotonic() + self._limits.pdu_s
+        header = self._read(nr_bytes)
+        if len(header) == _HEADER.size:
+            pdu_type, _, length = _HEADER.unpack(header)
+            self._check(pdu_type, length)
+            self._body_length = length if pdu_type in PDU_TYPES else None
+        return header
+
+    def send(self, bytestream: bytes) -> None:
+        """Send all of `bytestream` before the deadline, or give the connection up."""
+        try:
+            if self.socket is not None:
+                self.socket.settimeout(self._limits.send_s)
+                self.socket.sendall(bytestream)
+        except OSError:
+            self.event_queue.put("Evt17")
+
+    def _check(self, pdu_type: int, length: int) -> None:
+        limits = self._limits
+        if length > (limits.pdu + limits.pdu_slack if pdu_type == P_DATA_TF else limits.control_pdu):
+            logger.warning("A PDU is longer than agreed; the association was aborted.", extra=_extra(self.assoc))
+            self.send(abort_pdu(INVALID_PARAMETER))
+            raise ProtocolViolation(f"PDU of type {pdu_type:02X}H with {length} bytes")
+
+    def _read(self, nr_bytes: int) -> bytearray:
+        buffer = bytearray(nr_bytes)
+        view = memoryview(buffer)
+        got = min(nr_bytes, len(self._first))
+        view[:got] = self._first[:got]
+        self._first = self._first[got:]
+        while got < nr_bytes:
+            if self.socket is None:
+                break
+            self.socket.settimeout(max(self._deadline - time.monotonic(), 0.001))
+            count = self.socket.recv_into(view[got:])
+            if not count:
+                break
+            got += count
+        view.release()
+        del buffer[got:]
+        return buffer
+
+    def _shutdown_socket(self) -> None:
+        """Close even a socket that the peer reset; otherwise the descriptor waits for the garbage collector."""
+        connection = self.socket
+        if connection is not None:
+            close(connection)
+
+
+class GuardedDIMSE(DIMSEServiceProvider):
+    """The DIMSE service provider with bounds on one message, and without exceptions that end its thread."""
+
+    def __init__(self, assoc: Association, limits: Limits) -> None:
+        super().__init__(assoc)
+        self._limits = limits
+
+    def receive_primitive(self, primitive: P_DATA) -> None:
+        """Take in one P-DATA; a message that breaks a bound or cannot be decoded aborts the association."""
+        try:
+            super().receive_primitive(primitive)
+            self._check_size()
+        except Exception as error:  # a border: garbage of a peer must not end the thread that serves it
+            extra = _extra(self.assoc) | {"error": describe(error)}
+            logger.warning("A message cannot be understood; the association is aborted.", extra=extra)
+            self.message = None
+            self.dul.event_queue.put(INVALID_PDU)
+
+    def _check_size(self) -> None:
+        message: Any = self.message
+        if message is None:
+            return
+        size, command_size = message.data_set.tell(), message.encoded_command_set.tell()
+        if size > self._limits.dataset or command_size > self._limits.command_set:
+            raise ProtocolViolation("the message is larger than the node takes")
+
+
+def close(connection: socket.socket) -> None:
+    """Close `connection`, whatever state it is in."""
+    with suppress(OSError):  # the peer was quicker
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+def _extra(assoc: Association) -> dict[str, object]:
+    address = assoc.requestor.address_info
+    return {"action": "association_aborted", "address": address.address if address else ""}

@@ -1,0 +1,147 @@
+"""The DICOM listener: `serve` starts it, `Listener.stop` ends it without losing what was acknowledged.
+
+One process with two threads per association; more processes on the same port are a matter of `SO_REUSEPORT` and of
+starting this function in each of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from functools import partial
+
+from pynetdicom import AE, _config
+
+from node import uids
+from node.accept import contexts
+from node.accept.association import Admission
+from node.accept.guard import Limits
+from node.accept.receive import Door, Registrar
+from node.accept.scp import Services
+from node.accept.server import GuardedServer
+from node.audit import Audit, AuditEvent, Outcome
+from node.metrics import Registry
+from node.settings import Settings
+from node.store import deliveries, studies
+from node.store.db import Database
+from node.store.spool import Spool
+
+logger = logging.getLogger(__name__)
+
+ACSE_TIMEOUT_S = 5.0
+DIMSE_TIMEOUT_S = 60.0
+NETWORK_TIMEOUT_S = 60.0
+"""An association on which nothing happens for this long is aborted."""
+STOP_TIMEOUT_S = 10.0
+TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexpected PDU")
+
+
+class Listener:
+    """A running listener; `port` is the one it got when the settings ask for port 0."""
+
+    def __init__(self, server: GuardedServer, door: Door, registrar: Registrar, audit: Audit) -> None:
+        self._server, self._door, self._registrar, self._audit = server, door, registrar, audit
+        self.port = int(server.server_address[1])
+        self._thread = threading.Thread(target=server.serve_forever, name="listener", daemon=True)
+        self._thread.start()
+
+    @property
+    def associations(self) -> int:
+        """Associations that are established now."""
+        return sum(assoc.is_established for assoc in self._server.active_associations)
+
+    @property
+    def waiting(self) -> int:
+        """Instances that are durable and acknowledged but not in the index yet."""
+        return self._registrar.waiting
+
+    def wait_until_registered(self, timeout_s: float) -> bool:
+        """Wait until the index knows everything acknowledged so far; False when time ran out."""
+        deadline = time.monotonic() + timeout_s
+        while self._registrar.waiting and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return not self._registrar.waiting
+
+    def is_alive(self) -> bool:
+        """Say whether connections are accepted."""
+        return self._thread.is_alive()
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Accept nothing more, answer what is being received, abort the rest, and bring the index up to date."""
+        self._server.stop()
+        self._thread.join(timeout_s)
+        answered = self._door.close(timeout_s)
+        self._let_answers_go()
+        for assoc in self._server.active_associations:
+            assoc.abort(block=False)
+        registered = self._registrar.close(timeout_s)
+        if not (answered and registered):
+            logger.warning("Not everything was finished; recovery does it.", extra={"action": "listener_stopped"})
+        self._audit.write(AuditEvent.APPLICATION_STOP, Outcome.SUCCESS)
+        self._audit.close()
+        logger.info("The listener has stopped.", extra={"action": "listener_stopped", "port": self.port})
+
+    def _let_answers_go(self) -> None:
+        """Give the responses in the queues a moment to reach their peers before the A-ABORT overtakes nobody."""
+        deadline = time.monotonic() + 0.5
+        while time.monotonic() < deadline:
+            if not any(assoc.dul.to_provider_queue.qsize() for assoc in self._server.active_associations):
+                return
+            time.sleep(0.01)
+
+
+def serve(
+    settings: Settings, db: Database, spool: Spool, metrics: Registry | None = None, limits: Limits | None = None
+) -> Listener:
+    """Listen at `node.bind`:`node.port` and return at once.
+
+    Raises `OSError` when the port is taken and `ConfigError` when a peer's address is none. The audit trail is
+    `audit.log` beside the spool.
+    """
+    metrics, limits = metrics or Registry(), limits or Limits()
+    _quiet_pynetdicom()
+    registrar = Registrar(partial(studies.register, db, late=settings.completeness.late_instances))
+    door = Door(spool, registrar)
+    audit = Audit(spool.root.parent / "audit.log")
+    services = Services(Admission(settings), door, partial(deliveries.committed, db), audit, metrics)
+    turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
+    server = GuardedServer(
+        _application_entity(settings, limits),
+        (settings.node.bind, settings.node.port),
+        contexts.supported(),
+        services.handlers(),
+        limits,
+        turned_away=lambda reason: turned_away.add(reason=reason),
+    )
+    listener = Listener(server, door, registrar, audit)
+    _announce(listener, settings, metrics, audit)
+    return listener
+
+
+def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: Audit) -> None:
+    metrics.probe("wetread_associations", "Associations open now.", lambda: listener.associations)
+    metrics.probe("wetread_index_waiting", "Acknowledged instances that wait for the index.", lambda: listener.waiting)
+    audit.write(AuditEvent.APPLICATION_START, Outcome.SUCCESS)
+    extra = {"action": "listener_started", "port": listener.port, "address": settings.node.bind}
+    logger.info("The listener is ready.", extra=extra | {"called_ae": settings.node.ae_title})
+
+
+def _application_entity(settings: Settings, limits: Limits) -> AE:
+    ae = AE(ae_title=settings.node.ae_title)
+    ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
+    ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
+    ae.maximum_pdu_size = limits.pdu
+    ae.maximum_associations = 10**6  # it counts half-open ones too; `Admission` counts those that are established
+    ae.acse_timeout = ACSE_TIMEOUT_S
+    ae.dimse_timeout = DIMSE_TIMEOUT_S
+    ae.network_timeout = NETWORK_TIMEOUT_S
+    return ae
+
+
+def _quiet_pynetdicom() -> None:
+    """Keep pynetdicom from formatting what it receives, and let broken UIDs reach the door, which answers C000H."""
+    _config.LOG_HANDLER_LEVEL = "none"
+    _config.LOG_REQUEST_IDENTIFIERS = False
+    _config.LOG_RESPONSE_IDENTIFIERS = False
+    _config.VALIDATORS["UI"] = lambda value: (True, "")

@@ -1,0 +1,227 @@
+"""The one door: bytes → precheck → spool → acknowledge; the index follows in batches.
+
+`Door.receive` returns success only when the instance would survive a power cut. Registration in the database is
+not waited for: the spool has all that is needed to do it again, and recovery does so at the next start.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import queue
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from node import clock, uids
+from node.accept.precheck import MAX_OBJECT, Header, Refused, StoreStatus, inspect
+from node.errors import NoRoom, Transient
+from node.log import describe
+from node.store.spool import Spool, Stored
+from node.store.studies import Received
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCH = 200
+MAX_WAITING = 100_000
+"""Instances that may wait for the index; about 100 MB. Beyond it senders are told to come back later."""
+
+Register = Callable[[Sequence[Received]], int]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One C-STORE request: the command set's identifiers, the context's Transfer Syntax and the sender."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the sender is told; `header` is there when the instance was kept."""
+
+    status: int
+    reason: str = ""
+    header: Header | None = None
+
+
+class Door:
+    """Takes instances in, whatever protocol brought them."""
+
+    def __init__(self, spool: Spool, registrar: Registrar, now: clock.Clock = clock.now) -> None:
+        self._spool, self._registrar, self._now = spool, registrar, now
+        self._idle = threading.Condition()
+        self._inside = 0
+        self._closed = False
+
+    def receive(self, dataset: bytes, arrival: Arrival) -> Answer:
+        """Check and keep one instance; never raises for anything that is wrong with it or with the disk."""
+        with self._idle:
+            if self._closed:
+                return Answer(StoreStatus.OUT_OF_RESOURCES, "the node is stopping")
+            self._inside += 1
+        try:
+            return self._receive(dataset, arrival)
+        except Refused as refused:
+            _log_refusal(arrival, refused.status, refused.reason)
+            return Answer(refused.status, refused.reason)
+        except (NoRoom, MemoryError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EIO):
+                raise
+            _log_refusal(arrival, StoreStatus.OUT_OF_RESOURCES, describe(error))
+            return Answer(StoreStatus.OUT_OF_RESOURCES, "out of resources, try again later")
+        finally:
+            with self._idle:
+                self._inside -= 1
+                self._idle.notify_all()
+
+    def close(self, timeout_s: float) -> bool:
+        """Take nothing more in and wait until what is inside has been answered; False when time ran out."""
+        with self._idle:
+            self._closed = True
+            return self._idle.wait_for(lambda: self._inside == 0, timeout_s)
+
+    def _receive(self, dataset: bytes, arrival: Arrival) -> Answer:
+        if len(dataset) > MAX_OBJECT or self._registrar.waiting >= MAX_WAITING:
+            raise Refused(StoreStatus.OUT_OF_RESOURCES, "too large, or too many instances wait for the index")
+        header = inspect(dataset, arrival.transfer_syntax_uid, arrival.sop_class_uid, arrival.sop_instance_uid)
+        self._spool.check_room(len(dataset))
+        stored = self._spool.store_instance(part10_header(header, arrival), dataset)
+        self._registrar.put(_received(header, arrival, stored, self._now()))
+        if header.odd_lengths:
+            _log_odd(header)
+        return Answer(StoreStatus.SUCCESS, header=header)
+
+
+class Registrar:
+    """Registers durable instances in the index, in batches, on a thread of its own that never gives up.
+
+    `register` is retried with growing pauses while the database does not answer. An instance that it refuses for
+    good is named in the log and set aside; it stays in the spool, where recovery finds it.
+    """
+
+    def __init__(self, register: Register, longest_pause_s: float = 5.0) -> None:
+        self._register, self._longest_pause_s = register, longest_pause_s
+        self._queue: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._ended = self._busy = False
+        self._thread = threading.Thread(target=self._run, name="registrar", daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Instances that are durable and acknowledged but not in the index yet."""
+        return self._queue.qsize() + self._busy
+
+    def put(self, received: Received) -> None:
+        """Hand over one instance that is durable in the spool."""
+        self._queue.put(received)
+
+    def close(self, timeout_s: float) -> bool:
+        """Register what waits and end; False when time ran out (recovery registers the rest)."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        self._stopping.set()
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while not self._ended:
+            batch = self._take()
+            self._busy = True
+            self._register_batch(batch)
+            self._busy = False
+
+    def _take(self) -> list[Received]:
+        """Wait for the first instance and take with it what else is there; None in the queue is the end."""
+        batch: list[Received] = []
+        while (received := self._queue.get()) is not None:
+            batch.append(received)
+            if len(batch) >= MAX_BATCH or self._queue.empty():
+                return batch
+        self._ended = True
+        return batch
+
+    def _register_batch(self, batch: Sequence[Received]) -> None:
+        if self._attempt(batch) or len(batch) == 1:
+            return
+        for received in batch:  # one that the database refuses must not hold back the others
+            if not self._stopping.is_set():
+                self._attempt([received])
+
+    def _attempt(self, batch: Sequence[Received]) -> bool:
+        """Return True when `batch` is registered, False when the database refuses it for good."""
+        pause_s = 0.05
+        while batch:
+            try:
+                self._register(batch)
+                return True
+            except Transient as error:
+                logger.warning("The index is behind.", extra=_failed(batch, error))
+                if self._stopping.wait(pause_s):
+                    return False
+                pause_s = min(pause_s * 2, self._longest_pause_s)
+            except Exception as error:  # a border: the listener must live, and recovery has the file
+                if len(batch) == 1:
+                    extra = _failed(batch, error) | {"sop_instance_uid": batch[0].sop_instance_uid}
+                    logger.error("The index refuses an instance; it stays in the spool.", extra=extra)
+                return False
+        return True
+
+
+def part10_header(header: Header, arrival: Arrival) -> bytes:
+    """Return preamble, prefix and File Meta Information (PS3.10 §7.1), the same bytes for the same arrival."""
+    elements = b"".join(
+        (
+            _meta(0x0001, "OB", b"\x00\x01"),
+            _meta(0x0002, "UI", header.sop_class_uid.encode("ascii")),
+            _meta(0x0003, "UI", header.sop_instance_uid.encode("ascii")),
+            _meta(0x0010, "UI", arrival.transfer_syntax_uid.encode("ascii")),
+            _meta(0x0012, "UI", uids.IMPLEMENTATION_CLASS_UID.encode("ascii")),
+            _meta(0x0013, "SH", uids.IMPLEMENTATION_VERSION_NAME.encode("ascii")),
+            _meta(0x0016, "AE", arrival.calling_ae.strip()[:16].encode("ascii", "replace")),
+        )
+    )
+    return bytes(128) + b"DICM" + _meta(0x0000, "UL", struct.pack("<L", len(elements))) + elements
+
+
+def _meta(element: int, vr: str, value: bytes) -> bytes:
+    """Return one element of group 0002 in Explicit VR Little Endian (PS3.5 §7.1.2)."""
+    if len(value) % 2:
+        value += b"\0" if vr in ("UI", "OB") else b" "
+    length = struct.pack("<HL", 0, len(value)) if vr == "OB" else struct.pack("<H", len(value))
+    return struct.pack("<HH", 0x0002, element) + vr.encode("ascii") + length + value
+
+
+def _received(header: Header, arrival: Arrival, stored: Stored, now: float) -> Received:
+    return Received(
+        sop_instance_uid=header.sop_instance_uid,
+        sop_class_uid=header.sop_class_uid,
+        transfer_syntax_uid=arrival.transfer_syntax_uid,
+        study_instance_uid=header.study_instance_uid,
+        series_instance_uid=header.series_instance_uid,
+        sha256=stored.sha256,
+        path=stored.path,
+        size=stored.size,
+        calling_ae=arrival.calling_ae.strip(),
+        is_own_result=header.is_own_result,
+        received_at=now,
+    )
+
+
+def _failed(batch: Sequence[Received], error: BaseException) -> dict[str, object]:
+    return {"action": "register_failed", "count": len(batch), "error": describe(error)}
+
+
+def _log_refusal(arrival: Arrival, status: int, reason: str) -> None:
+    extra = {"action": "instance_refused", "status": f"{status:04X}", "reason": reason}
+    extra |= {"calling_ae": arrival.calling_ae, "sop_class_uid": arrival.sop_class_uid}
+    logger.warning("An instance was refused and not kept.", extra=extra)
+
+
+def _log_odd(header: Header) -> None:
+    extra = {"action": "instance_odd", "sop_instance_uid": header.sop_instance_uid, "count": header.odd_lengths}
+    logger.info("An instance has values of odd length; it was kept as it is.", extra=extra)

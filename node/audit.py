@@ -1,0 +1,77 @@
+"""The audit trail: who associated, who was turned away, which studies came and went (PS3.15 §A.5.3).
+
+Append-only JSON lines, one `write` per line so that processes do not mix; a sink of its own, never the log. Study
+Instance UIDs are allowed here, nothing else that identifies a patient is.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from enum import Enum, IntEnum
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+from node import clock
+from node.log import describe, safe
+
+logger = logging.getLogger(__name__)
+
+
+class AuditEvent(Enum):
+    """Event ID and Event Type of PS3.16 CID 400 and CID 401, as far as the node has them."""
+
+    APPLICATION_START = ("110100", "Application Activity", "110120", "Application Start")
+    APPLICATION_STOP = ("110100", "Application Activity", "110121", "Application Stop")
+    ASSOCIATION_ACCEPTED = ("110114", "User Authentication", "110126", "Node Authentication")
+    ASSOCIATION_REJECTED = ("110113", "Security Alert", "110126", "Node Authentication")
+    INSTANCES_TRANSFERRED = ("110104", "DICOM Instances Transferred", "", "")
+
+
+class Outcome(IntEnum):
+    """Event Outcome Indicator (PS3.15 §A.5.2.1)."""
+
+    SUCCESS = 0
+    MINOR_FAILURE = 4
+    SERIOUS_FAILURE = 8
+    MAJOR_FAILURE = 12
+
+
+class Details(TypedDict, total=False):
+    """What an audit line may say besides the event."""
+
+    calling_ae: str
+    called_ae: str
+    address: str
+    peer: str
+    destination: str
+    study_instance_uid: str
+    count: int
+    reason: str
+
+
+class Audit:
+    """The audit trail in the file `path`."""
+
+    def __init__(self, path: Path, now: clock.Clock = clock.now) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._now = path, now
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+
+    def write(self, event: AuditEvent, outcome: Outcome, **details: Unpack[Details]) -> None:
+        """Append one line; a disk that refuses it is logged and does not stop the node."""
+        code, meaning, type_code, type_meaning = event.value
+        line: dict[str, object] = {"time": clock.to_iso(self._now()), "event": code, "meaning": meaning}
+        if type_code:
+            line |= {"type": type_code, "type_meaning": type_meaning}
+        line["outcome"] = int(outcome)
+        line |= {key: value if isinstance(value, int) else safe(value) for key, value in details.items()}
+        try:
+            os.write(self._file, f"{json.dumps(line, ensure_ascii=True)}\n".encode("ascii"))
+        except OSError as error:
+            logger.error("The audit trail refused a line.", extra={"action": "audit_failed", "error": describe(error)})
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
