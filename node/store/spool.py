@@ -47,7 +47,7 @@ class Spool:
         self._durable: set[Path] = set()
         self._lock = threading.Lock()
         try:
-            for folder in (self._tmp, root / "instances", root / "results"):
+            for folder in (root.parent, root, self._tmp, root / "instances", root / "results"):
                 folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             for folder in (root, root.parent):
                 _fsync_folder(folder)
