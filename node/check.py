@@ -1,0 +1,130 @@
+"""`wetread check`: would this configuration work? Each part is tried as the node would use it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from node.errors import WetreadError
+
+if TYPE_CHECKING:
+    from node.settings import Destination, Routes, Settings
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one check found."""
+
+    what: str
+    ok: bool
+    message: str
+
+
+def check_all(config: Path | None, echo: bool = True) -> list[Result]:
+    """Try everything that the configuration names; raises `ConfigError` when it does not even load."""
+    from node.cli_output import load_all
+    from node.settings import find_config
+
+    settings, routes = load_all(config)
+    results = [Result("configuration", True, str(config or find_config()))]
+    for what, attempt in _attempts(settings, routes, echo):
+        try:
+            results.append(Result(what, True, attempt()))
+        except WetreadError as error:
+            results.append(Result(what, False, str(error)))
+        except OSError as error:
+            results.append(Result(what, False, f"{error.filename or what}: {error.strerror or error}"))
+    return results
+
+
+def _attempts(settings: Settings, routes: Routes, echo: bool) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "spool", lambda: _spool(settings)
+    yield "database", lambda: _database(settings)
+    yield "broker", lambda: _broker(settings)
+    yield "DICOM port", lambda: _port(settings.node.bind, settings.node.port)
+    yield "web port", lambda: _web(settings)
+    for name in sorted({model for route in routes.route for model in route.models}):
+        yield f"model {name}", lambda name=name: _model(name, settings)  # type: ignore[misc]
+    for name, destination in settings.destination.items() if echo else ():
+        yield f"destination {name}", lambda d=destination: _echo(d, settings)  # type: ignore[misc]
+
+
+def _spool(settings: Settings) -> str:
+    from node.store.spool import Spool
+
+    spool = Spool(settings.spool.url, settings.spool.refuse_below)
+    spool.check_room(0)
+    probe = spool.path("tmp") / "check"
+    probe.write_bytes(b"")
+    probe.unlink()
+    return f"{settings.spool.url} can be written and has room"
+
+
+def _database(settings: Settings) -> str:
+    from node.store.db import Database
+
+    db = Database(settings.database.url)
+    try:
+        with db.transaction():
+            return f"{db.url.render_as_string(hide_password=True)} opens and can be written"
+    finally:
+        db.close()
+
+
+def _broker(settings: Settings) -> str:
+    from node import broker
+    from node.errors import BrokerUnavailable
+    from node.settings import state_folder
+
+    with broker.resolve(settings, state_folder(settings)) as url:
+        if url == broker.MEMORY:
+            return "no server was found; jobs are announced within one process: use serve --with-worker"
+        bell = broker.make_app(url)
+        with bell.connection_for_write() as connection:
+            try:
+                connection.ensure_connection(max_retries=1, timeout=5)
+            except Exception as error:  # every transport has errors of its own
+                raise BrokerUnavailable(f"The broker does not answer ({type(error).__name__}).") from None
+    return "the embedded server starts" if settings.broker.url == "embedded" else "answers"
+
+
+def _port(host: str, port: int) -> str:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            message = f"{host}:{port}: {error.strerror}; is the node already running?"
+            raise OSError(error.errno, message) from None
+    return f"{host}:{port} is free"
+
+
+def _web(settings: Settings) -> str:
+    from node.web.auth import read_token
+
+    token = read_token(settings.web.token_file)
+    return _port(settings.web.bind, settings.web.port) + (", with a token" if token else "")
+
+
+def _model(name: str, settings: Settings) -> str:
+    from node.cli_content import check_bundle
+    from node.errors import BundleError
+
+    found = check_bundle(name, (settings.worker.models,) if settings.worker.models else ())
+    if not found["ok"]:
+        raise BundleError(found["message"])
+    return str(found["message"])
+
+
+def _echo(destination: Destination, settings: Settings) -> str:
+    from node.errors import Transient
+    from node.simulate import scanner
+
+    host, port = destination.host, destination.port
+    status = scanner.echo(host, port, ae=settings.node.ae_title, called=destination.ae_title)
+    if status != 0:
+        raise Transient(f"{destination.ae_title} at {host}:{port} answered C-ECHO with {status:04X}H")
+    return f"{destination.ae_title} at {host}:{port} answers"

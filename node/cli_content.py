@@ -1,0 +1,203 @@
+"""`wetread route | models | config`: what the node would do and with what, without doing it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.cli_output import config_option, json_option, load_all, load_settings, print_details, print_json, print_rows
+from node.errors import BundleError, Permanent
+
+
+@click.group()
+def route() -> None:
+    """Explain what the routes do with a study."""
+
+
+@route.command("explain")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@config_option
+@json_option
+def explain(folder: Path, config: Path | None, as_json: bool) -> None:
+    """Say for each route, model and series in DIR whether it would be read, and why."""
+    from node import bundles
+    from node.route import router
+    from node.study import scan
+
+    settings, routes = load_all(config)
+    found = {bundle.name: bundle for bundle in bundles.available(*_folders(settings))}
+    studies, left_out = scan(folder)
+    rows = [
+        {
+            "study_instance_uid": study.study_instance_uid,
+            "route": decision.route,
+            "bundle": decision.bundle,
+            "series_instance_uid": decision.series_instance_uid,
+            "series": decision.series,
+            "read": decision.read,
+            "instances": len(decision.instances),
+            "reasons": list(decision.reasons),
+        }
+        for study in studies
+        for decision in router.explain(study, routes, found)
+    ]
+    print_json({"decisions": rows, "left_out": left_out}) if as_json else _print_decisions(rows, left_out)
+
+
+def _print_decisions(rows: list[dict[str, Any]], left_out: tuple[str, ...]) -> None:
+    study = ""
+    for row in rows:
+        if row["study_instance_uid"] != study:
+            study = row["study_instance_uid"]
+            click.echo(f"study {study}")
+        subject = f"{row['series']} {row['series_instance_uid']}".strip() or "the whole study"
+        model = f" · {row['bundle']}" if row["bundle"] else ""
+        click.echo(f"  {'READ ' if row['read'] else 'leave'}  {row['route']}{model} · {subject}")
+        click.echo(f"         {'; '.join(row['reasons'])}")
+    for line in left_out:
+        click.echo(f"left out: {line}")
+    if not rows:
+        click.echo("No route has a word on anything in this folder.")
+
+
+@click.group()
+def models() -> None:
+    """List the Model Bundles, show one, or check that they are whole."""
+
+
+@models.command("list")
+@config_option
+@json_option
+def models_list(config: Path | None, as_json: bool) -> None:
+    """List the Model Bundles that this node can use."""
+    from node import bundles
+
+    rows = [_bundle_row(bundle) for bundle in bundles.available(*_folders(load_settings(config)))]
+    print_json(rows) if as_json else print_rows(
+        rows, ("name", "version", "kind", "reads", "says"), "There are no models."
+    )
+
+
+@models.command("show")
+@click.argument("name")
+@config_option
+@json_option
+def models_show(name: str, config: Path | None, as_json: bool) -> None:
+    """Show one Model Bundle: what it reads, what it says, its digests and its measured performance."""
+    from node import bundles
+
+    bundle = bundles.find(name, *_folders(load_settings(config)))
+    item = {
+        **_bundle_row(bundle),
+        "folder": str(bundle.folder),
+        "digest": bundle.digest,
+        "weights_sha256": bundle.weights_sha256,
+        "device_uid": bundle.device_uid,
+        "intended_use": bundle.metadata.get("intended_use", ""),
+        "data_source": bundle.metadata.get("data_source", ""),
+        "eval_metrics": json.dumps(bundle.metadata.get("eval_metrics", {})),
+    }
+    print_json(item) if as_json else print_details(item)
+
+
+@models.command("check")
+@click.argument("names", metavar="[NAME|DIR]...", nargs=-1)
+@config_option
+@json_option
+def models_check(names: tuple[str, ...], config: Path | None, as_json: bool) -> None:
+    """Check that bundles parse, have their weights, and name only DICOM keywords that exist; all of them by default."""
+    from node import bundles
+
+    folders = _folders(load_settings(config))
+    rows = [check_bundle(name, folders) for name in names or [b.name for b in bundles.available(*folders)]]
+    if as_json:
+        print_json(rows)
+    for row in () if as_json else rows:
+        click.echo(f"{'OK   ' if row['ok'] else 'ERROR'}  {row['name']}: {row['message']}")
+    if bad := [row["name"] for row in rows if not row["ok"]]:
+        raise BundleError(f"These bundles cannot be used: {', '.join(bad)}.")
+
+
+def check_bundle(name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
+    """Return `name`, `ok` and a `message` for one bundle, named or as a folder."""
+    from node import bundles
+    from node.route import matching
+
+    try:
+        bundle = bundles.load(Path(name)) if (Path(name) / "configs").is_dir() else bundles.find(name, *folders)
+        matching.check(bundle.dicom.series)
+        weights = bundles.weights_path(bundle.folder)
+    except Permanent as error:
+        return {"name": Path(name).name, "ok": False, "message": str(error)}
+    size = weights.stat().st_size / 1e6
+    return {"name": bundle.name, "ok": True, "message": f"{bundle.version}, {size:.1f} MB, digest {bundle.digest[:12]}"}
+
+
+def _bundle_row(bundle: Any) -> dict[str, Any]:
+    dicom = bundle.dicom
+    says = [s.label for s in dicom.segment] or [f.label for f in dicom.finding]
+    reads = "; ".join(f"{keyword} {_condition(value)}" for keyword, value in dicom.series.items())
+    return {"name": bundle.name, "version": bundle.version, "kind": dicom.kind, "reads": reads, "says": ", ".join(says)}
+
+
+def _condition(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_condition(part)}" for key, part in value.items())
+    return "|".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _folders(settings: Any) -> tuple[Path, ...]:
+    return (settings.worker.models,) if settings.worker.models else ()
+
+
+@click.group()
+def config() -> None:
+    """Show the configuration in force, or write a new one."""
+
+
+@config.command("show")
+@config_option
+@json_option
+def config_show(config: Path | None, as_json: bool) -> None:
+    """Print every setting in force, secrets masked."""
+    settings, routes = load_all(config)
+    item = {**_masked(settings.model_dump(mode="json")), "route": [r.model_dump(mode="json") for r in routes.route]}
+    if as_json:
+        print_json(item)
+        return
+    for section, value in item.items():
+        click.echo(f"[{section}]")
+        for row in value if isinstance(value, list | tuple) else [value]:
+            print_details(row, "  ")
+
+
+def _masked(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings with the passwords of their URLs replaced."""
+    import re
+
+    for section in ("database", "broker"):
+        url = settings[section]["url"]
+        settings[section]["url"] = re.sub(r"(://[^:/@]*:)[^@]*@", r"\1***@", url)
+    return settings
+
+
+@config.command("init")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", default=".")
+def config_init(folder: Path) -> None:
+    """Write wetread.toml and routes.toml with every key explained into DIR; never over a file that is there."""
+    from node.settings import SHIPPED
+
+    names = ("wetread.toml", "routes.toml")
+    if there := [name for name in names if (folder / name).exists()]:
+        raise Permanent(f"{folder / there[0]} exists already; nothing was written. Remove it, or name another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_text((SHIPPED / name).read_text(encoding="utf-8"), encoding="utf-8")
+        click.echo(folder / name)
+
+
+COMMANDS = (route, models, config)

@@ -1,0 +1,115 @@
+"""`wetread serve | worker | check | demo`: the node, its worker, whether both would work, and both at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node.cli_output import config_option, json_option, load_all, load_settings, print_json
+from node.errors import Permanent
+
+if TYPE_CHECKING:
+    from node.settings import Settings
+
+
+@click.command(short_help="Run the node: take studies, decide what reads them.")
+@config_option
+@click.option("--with-worker", is_flag=True, help="Start one worker as well, on this machine.")
+def serve(config: Path | None, with_worker: bool) -> None:
+    """Run the node: take studies and decide what reads them; a `wetread worker` reads and delivers."""
+    from node import broker, log
+    from node.daemon import Node, Worker
+    from node.settings import find_config
+
+    settings, routes = load_all(config)
+    log.configure(settings.log)
+    stopping = _stop_on_signals()
+    with Node(settings, routes) as node:
+        if node.broker_url == broker.MEMORY:
+            _work_here(settings, with_worker, stopping)
+            return
+        worker = Worker(config or find_config()) if with_worker else None
+        try:
+            while not stopping.wait(1.0):
+                if worker is not None and not worker.is_running():
+                    raise Permanent("The worker ended; the node stops, too. Its log says why.")
+        finally:
+            if worker is not None:
+                worker.stop()
+
+
+def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event) -> None:
+    """Without a broker only a worker in this very process can be told of jobs."""
+    from node import broker
+
+    if with_worker:
+        import_module("workers.app").work(settings, broker.MEMORY, ["read", "send"])
+    else:
+        click.echo("wetread: no broker: nothing will be read; install valkey, or use --with-worker", err=True)
+        stopping.wait()
+
+
+@click.command(short_help="Run a worker: read studies, deliver results.")
+@config_option
+def worker(config: Path | None) -> int:
+    """Run a worker: read the studies that the node has routed, and deliver the results."""
+    from node import log
+    from node.settings import find_config
+
+    settings = load_settings(config)
+    log.configure(settings.log)
+    status: int = import_module("workers.app").run(config or find_config(), settings)  # by name: node knows no workers
+    return status
+
+
+@click.command(short_help="Say whether a configuration would work.")
+@config_option
+@click.option("--no-echo", is_flag=True, help="Do not ask the destinations.")
+@json_option
+def check(config: Path | None, no_echo: bool, as_json: bool) -> None:
+    """Say whether this configuration would work: files, folders, database, broker, models, destinations."""
+    from node.check import check_all
+
+    results = check_all(config, echo=not no_echo)
+    if as_json:
+        print_json([{"what": r.what, "ok": r.ok, "message": r.message} for r in results])
+    for result in () if as_json else results:
+        click.echo(f"{'OK   ' if result.ok else 'ERROR'}  {result.what}: {result.message}")
+    if bad := [result.what for result in results if not result.ok]:
+        raise Permanent(f"{len(bad)} of {len(results)} checks failed: {', '.join(bad)}.")
+
+
+@click.command(short_help="Show it all at once, on this machine.")
+@click.option("--exit", "leave", is_flag=True, help="End by itself once the results have arrived.")
+@click.option("--study", type=click.Path(exists=True, path_type=Path), metavar="DIR", help="Push this study instead.")
+@click.option("--state", type=click.Path(file_okay=False, path_type=Path), default=Path("demo"), show_default=True)
+@click.option("--timeout", type=click.IntRange(10), default=170, show_default=True, help="Seconds to wait for results.")
+def demo(leave: bool, study: Path | None, state: Path, timeout: int) -> None:
+    """Show it all at once: a simulated modality sends a synthetic chest film, a simulated PACS gets the results."""
+    from node.demo import Demo
+
+    stopping = _stop_on_signals()
+    with Demo(state, click.echo) as running:
+        running.push(study)
+        if not running.wait(timeout, stopping):
+            raise click.Abort
+        running.show()
+        if not leave:
+            click.echo("\nIt stays up until Ctrl-C.")
+            stopping.wait()
+
+
+def _stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+COMMANDS: tuple[Any, ...] = (serve, worker, check, demo)

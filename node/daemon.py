@@ -1,0 +1,191 @@
+"""`wetread serve`: the one place where the parts of the node are put together, started and stopped.
+
+Stages never call each other. Each loop asks its stage "what is due?" at its own pace; a tick that fails is logged,
+tried again later and shown by `/readyz`, and never takes the node down.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from node import broker, bundles, clock
+from node.accept import listener
+from node.assemble import assembler
+from node.assemble.recover import recover
+from node.errors import Permanent, WetreadError
+from node.leash import leashed
+from node.route import doorbell, router
+from node.settings import Routes, Settings, state_folder
+from node.store import studies
+from node.store.db import Database, lock_state
+from node.store.spool import Spool
+from node.web.health import Health
+
+log = logging.getLogger(__name__)
+
+_ROOT = Path(__file__).resolve().parent.parent
+MAX_PAUSE_S = 30.0
+"""The longest wait after failures in a row; the usual pace returns with the first success."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How often each loop looks, in seconds; the demo and the tests are in more of a hurry."""
+
+    assemble: float = 1.0
+    route: float = 1.0
+    ring: float = 1.0
+    settle: float = 1.0
+
+
+class Loop:
+    """One thread that calls `tick` every `period` seconds until stopped, slower while it fails."""
+
+    def __init__(self, name: str, period: float, tick: Callable[[], object], health: Health) -> None:
+        self._name, self._period, self._tick, self._health = name, period, tick, health
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End after the tick in hand."""
+        self._stop.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                self._tick()
+                failures = 0
+                self._health.good(self._name)
+            except WetreadError as error:
+                failures += 1
+                self._failed(str(error), failures)
+            except Exception as error:  # a fault in one stage must not silence the others
+                failures += 1
+                log.exception("Stage %s failed; it goes on.", self._name, extra={"action": "tick_failed"})
+                self._failed(f"unexpected {type(error).__name__}", failures, logged=True)
+            self._stop.wait(min(self._period * 2**failures, MAX_PAUSE_S) if failures else self._period)
+
+    def _failed(self, why: str, failures: int, logged: bool = False) -> None:
+        self._health.bad(self._name, why)
+        if failures == 1 and not logged:  # a database that is away for an hour is one line, not a thousand
+            log.warning("Stage %s: %s", self._name, why, extra={"action": "tick_failed"})
+
+
+class Node:
+    """A running node; a context manager. Raises `Permanent` when another node holds the same state folder."""
+
+    def __init__(self, settings: Settings, routes: Routes, pace: Pace | None = None) -> None:
+        self.settings, self.routes, self.pace = settings, routes, pace or Pace()
+        self.health = Health()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Node:
+        with ExitStack() as stack:  # whatever fails half-way, what was started before it is stopped
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop listening, let every stage end its tick, then close the broker and the database."""
+        self._stack.close()
+
+    @property
+    def web_address(self) -> str:
+        """Where the status pages are."""
+        return f"http://{self.settings.web.bind}:{self.web_port}/"
+
+    def _start(self, stack: ExitStack) -> None:
+        settings, state = self.settings, state_folder(self.settings)
+        stack.enter_context(lock_state(state))
+        self.db = Database(settings.database.url)
+        stack.callback(self.db.close)
+        self.spool = Spool(settings.spool.url, settings.spool.refuse_below)
+        self.bundles = self._bundles()
+        recover(self.db, self.spool)
+        self.broker_url = stack.enter_context(broker.resolve(settings, state))
+        self._start_loops(stack)
+        self._start_web(stack)
+        self.listener = listener.serve(settings, self.db, self.spool)
+        stack.callback(self.listener.stop)
+        log.info(
+            "%s listens on %s:%d; status pages at %s",
+            settings.node.ae_title,
+            settings.node.bind,
+            self.listener.port,
+            self.web_address,
+            extra={"action": "started"},
+        )
+
+    def _bundles(self) -> dict[str, bundles.Bundle]:
+        folders: tuple[Path, ...] = (self.settings.worker.models,) if self.settings.worker.models else ()
+        found = {bundle.name: bundle for bundle in bundles.available(*folders)}
+        named = {model for route in self.routes.route for model in route.models}
+        if missing := named - found.keys():
+            raise Permanent(f"Routes name Model Bundles that are not there: {', '.join(sorted(missing))}.")
+        return found
+
+    def _start_loops(self, stack: ExitStack) -> None:
+        db, settings = self.db, self.settings
+        ring = broker.Bell(broker.make_app(self.broker_url))
+        committing = [name for name, destination in settings.destination.items() if destination.commitment]
+        ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
+            ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),
+            ("route", self.pace.route, lambda: router.tick(db, self.spool, settings, self.routes, self.bundles)),
+            ("doorbell", self.pace.ring, lambda: doorbell.tick(db, ring, settings, clock.now())),
+            ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing)),
+        )
+        for name, period, tick in ticks:
+            stack.callback(Loop(name, period, tick, self.health).stop)
+
+    def _start_web(self, stack: ExitStack) -> None:
+        from node.web.server import serve
+
+        server = serve(self.db, self.settings, self.health)
+        self.web_port = server.port
+        stack.callback(server.stop)
+
+
+class Worker:
+    """`wetread worker` as a child of this process; it ends when this process ends, however that happens."""
+
+    def __init__(self, config: Path, output: IO[bytes] | None = None) -> None:
+        command = [sys.executable, "-P", "-m", "node.cli", "worker", "--config", str(config)]
+        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+        self._process = subprocess.Popen(
+            leashed(command, signal.SIGTERM),
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C is for the node, which then stops the worker
+        )
+
+    def is_running(self) -> bool:
+        """Say whether the worker still runs."""
+        return self._process.poll() is None
+
+    def stop(self, within_s: float = 25.0) -> None:
+        """Let it end what it has in hand, then kill it."""
+        self._process.terminate()
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,58 @@
+"""The HTTP server: uvicorn in a thread of the node, on a socket bound before it starts."""
+
+from __future__ import annotations
+
+import socket
+import threading
+
+import uvicorn
+
+from node.errors import Permanent
+from node.settings import Settings
+from node.store.db import Database
+from node.web.app import make_app
+from node.web.health import Health
+
+
+class Server:
+    """A running server; `port` is the one bound, also where the settings say 0."""
+
+    def __init__(self, listening: socket.socket, config: uvicorn.Config) -> None:
+        self.port: int = listening.getsockname()[1]
+        self._socket, self._server = listening, uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), name="web", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Answer what is in hand and end."""
+        self._server.should_exit = True
+        self._thread.join(10)
+        self._socket.close()
+
+
+def serve(db: Database, settings: Settings, health: Health) -> Server:
+    """Start the status pages; raises `Permanent` when the address is taken or the token cannot be read."""
+    app = make_app(db, settings, health)
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,  # a path may hold a Study Instance UID
+        server_header=False,
+        limit_concurrency=64,
+        timeout_keep_alive=5,
+        h11_max_incomplete_event_size=16 * 1024,
+        timeout_graceful_shutdown=2,
+    )
+    return Server(_bind(settings.web.bind, settings.web.port), config)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        message = f"The status pages cannot listen on {host}:{port}: {error.strerror}. Change [web] port."
+        raise Permanent(message) from None
+    return listening
