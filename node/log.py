@@ -132,8 +132,7 @@ def _place(frame: traceback.FrameSummary) -> str:
 
 def _warning_category(record: logging.LogRecord) -> str:
     """Return `UserWarning at file.py:12` of a captured `file.py:12: UserWarning: text that may hold values`."""
-    text = str(record.args[0]) if isinstance(record.args, tuple) and record.args else ""
-    parts = text.split(":", 3)
+    parts = record.getMessage().split(":", 3)
     return f"{safe(parts[2].strip())} at {safe(parts[0].rsplit('/', 1)[-1])}:{safe(parts[1])}" if len(parts) > 3 else ""
 
 

@@ -9,14 +9,12 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-from node.errors import ConfigError
-from node.settings import Peer, Settings
+from node.settings import Settings
 
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 """DICOM Application Context Name (PS3.7 §A.2.1), the only one there is."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Admission:
 
     def __init__(self, settings: Settings, most: int = 100, most_from_address: int = 64) -> None:
         self._ae_title = settings.node.ae_title
-        self._peers = tuple((peer, _network(peer)) for peer in settings.peer)
+        self._peers = tuple((peer, ipaddress.ip_network(peer.address, strict=False)) for peer in settings.peer)
         self._most, self._most_from_address = most, most_from_address
 
     def decide(self, request: AssociationRequest) -> Rejection | None:
@@ -82,14 +80,6 @@ class Admission:
 
     def _knows(self, calling_ae: str, address: str) -> bool:
         return self.peer(calling_ae, address) != "other"
-
-
-def _network(peer: Peer) -> _Network:
-    try:
-        return ipaddress.ip_network(peer.address, strict=False)
-    except ValueError:
-        what = f'peer "{peer.name}": address "{peer.address}" is not an IP address or network such as 10.0.4.0/24'
-        raise ConfigError("wetread.toml", None, what) from None
 
 
 def _parse(address: str) -> _Address | None:

@@ -96,8 +96,7 @@ def serve(
 ) -> Listener:
     """Listen at `node.bind`:`node.port` and return at once.
 
-    Raises `OSError` when the port is taken and `ConfigError` when a peer's address is none. The audit trail is
-    `audit.log` beside the spool.
+    Raises `OSError` when the port is taken. The audit trail is `audit.log` beside the spool.
     """
     metrics, limits = metrics or Registry(), limits or Limits()
     _quiet_pynetdicom()
