@@ -47,7 +47,7 @@ def check(conditions: Mapping[str, Condition]) -> None:
         tag = tag_for_keyword(keyword)
         if tag is None:
             raise Permanent(f'"{keyword}" is not a DICOM keyword{_nearest(keyword)}.')
-        if dictionary_VR(tag) in _UNMATCHABLE_VR:
+        if dictionary_VR(tag).split(" ")[0] in _UNMATCHABLE_VR:
             raise Permanent(f'"{keyword}" holds {dictionary_VR(tag)} data, which cannot be compared in a condition.')
         if isinstance(condition, dict):
             _check_table(keyword, condition)
@@ -66,7 +66,7 @@ def equals(value: Scalar, wanted: Scalar) -> bool:
     number, wanted_number = _number(value), _number(wanted)
     if number is not None and wanted_number is not None:
         return number == wanted_number
-    return _pattern(_show(wanted)).fullmatch(_show(value)) is not None
+    return _pattern(show(wanted)).fullmatch(show(value)) is not None
 
 
 def values(value: AttributeValue | None) -> tuple[Scalar, ...]:
@@ -74,6 +74,11 @@ def values(value: AttributeValue | None) -> tuple[Scalar, ...]:
     if value is None or value == "":
         return ()
     return value if isinstance(value, tuple) else (value,)
+
+
+def show(value: Scalar) -> str:
+    """Return one value as people write it."""
+    return f"{value:g}" if isinstance(value, int | float) else value.strip()
 
 
 def _test(keyword: str, value: AttributeValue | None, condition: Condition) -> tuple[bool, str]:
@@ -117,7 +122,7 @@ def _out_of_bounds(present: tuple[Scalar, ...], table: dict[str, Any]) -> str:
         return ", not a number"
     if any(low <= n <= high for n in numbers):
         return ""
-    return f", below {_show(low)}" if numbers[0] < low else f", above {_show(high)}"
+    return f", below {show(low)}" if numbers[0] < low else f", above {show(high)}"
 
 
 def _check_table(keyword: str, table: dict[str, Any]) -> None:
@@ -139,9 +144,15 @@ def _nearest(keyword: str) -> str:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    """Turn `*` and `?` into a regular expression; unlike fnmatch, brackets are plain characters."""
-    parts = {"*": ".*", "?": "."}
-    return re.compile("".join(parts.get(c) or re.escape(c) for c in text.strip()), re.IGNORECASE | re.DOTALL)
+    """Turn `*` and `?` into a regular expression; unlike fnmatch, brackets are plain characters.
+
+    Each part between stars is matched as early as it can be and never reconsidered (an atomic group), so that no
+    value of a stranger makes the match take long.
+    """
+    first, *rest = ["".join("." if c == "?" else re.escape(c) for c in part) for part in text.strip().split("*")]
+    middle = "".join(f"(?>.*?{part})" for part in rest[:-1])
+    last = f".*{rest[-1]}" if rest else ""
+    return re.compile(first + middle + last, re.IGNORECASE | re.DOTALL)
 
 
 def _number(value: Scalar) -> float | None:
@@ -153,18 +164,14 @@ def _number(value: Scalar) -> float | None:
         return None
 
 
-def _show(value: Scalar) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else value.strip()
-
-
 def _shown(keyword: str, present: tuple[Scalar, ...]) -> str:
     if _identifies(keyword):
         return "some other text"
-    return "\\".join(_show(v) for v in present)[:64]
+    return "\\".join(show(v) for v in present)[:64]
 
 
 def _alternatives(keyword: str, wanted: list[Scalar]) -> str:
-    return "what the condition names" if _identifies(keyword) else " or ".join(_show(w) for w in wanted)
+    return "what the condition names" if _identifies(keyword) else " or ".join(show(w) for w in wanted)
 
 
 def _identifies(keyword: str) -> bool:

@@ -50,7 +50,7 @@ def select(series: Sequence[Series], bundle: Bundle, route: Route) -> list[Choic
 def unreadable(instance: Instance) -> str:
     """Say why an instance can be no input of any network, or nothing when it can."""
     if not _is_image_class(instance.sop_class_uid):
-        return f"{_class_name(instance.sop_class_uid)} is not an image"
+        return f"{_class_name(instance.sop_class_uid)} is not an image that a network reads"
     image_type = [str(v).upper() for v in matching.values(instance.attributes.get("ImageType"))]
     if any("LOCALIZER" in v for v in image_type):
         return "it is a localizer"
@@ -128,7 +128,7 @@ def _ranks(choice: Choice, bundle: Bundle) -> list[_Rank]:
 
 def _preference(attributes: Mapping[str, AttributeValue], keyword: str, wanted: str | list[str]) -> _Rank:
     present = matching.values(attributes.get(keyword))
-    words = f"{keyword} {chr(92).join(str(v) for v in present) or 'absent'}"
+    words = f"{keyword} {chr(92).join(matching.show(v) for v in present) or 'absent'}"
     if wanted in ("highest", "lowest"):
         numbers = [v for v in present if isinstance(v, float)]
         if not numbers:

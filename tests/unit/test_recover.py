@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from node.assemble.recover import recover
+from node.store import studies
+from node.store.db import Database
+from node.store.spool import Spool
+from tests.unit.headers import header, received, store
+
+
+def test_an_instance_that_only_the_spool_knows_is_registered_again(database: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    known, lost = header(), header()
+    studies.register(database, [received(spool, known)])
+    stored = store(spool, lost)
+    report = recover(database, spool)
+    assert (report.registered, report.quarantined, report.missing) == (1, (), ())
+    (row,) = studies.manifest(database, lost.StudyInstanceUID, 1)
+    assert (row.sop_instance_uid, row.series_instance_uid) == (lost.SOPInstanceUID, lost.SeriesInstanceUID)
+    assert (row.path, row.sha256, row.size) == (stored.path, stored.sha256, stored.size)
+    assert abs(row.received_at - time.time()) < 60
+    assert recover(database, spool).registered == 0
+
+
+def test_the_calling_ae_comes_from_the_file(database: Database, tmp_path: Path) -> None:
+    spool, lost = Spool(tmp_path / "spool", 0), header()
+    store(spool, lost)
+    recover(database, spool)
+    (event,) = studies.show(database, lost.StudyInstanceUID)["history"]
+    assert event["reason"] == "first instance from SCANNER"
+
+
+def test_a_damaged_file_goes_to_quarantine_and_is_named(database: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    stored = store(spool, header())
+    path = spool.path(stored.path)
+    damaged = path.read_bytes()[:-1] + b"\xff"
+    path.write_bytes(damaged)
+    report = recover(database, spool)
+    assert report.quarantined == (stored.path,)
+    assert report.registered == 0
+    assert not path.exists()
+    assert (spool.root / "quarantine" / path.name).read_bytes() == damaged
+
+
+def test_a_file_that_is_no_dicom_goes_to_quarantine(database: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    stored = spool.store_instance(b"\0" * 128 + b"DICM\x02\0\0\0UL\x04\0\0\0\0\0", b"no data set at all")
+    assert recover(database, spool).quarantined == (stored.path,)
+
+
+def test_a_file_that_went_missing_is_named(database: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    row = received(spool, header())
+    studies.register(database, [row])
+    spool.path(row.path).unlink()
+    assert recover(database, spool).missing == (row.path,)
+
+
+def test_stray_temporary_files_go_and_young_ones_stay(database: Database, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    old, young = (spool.root / "tmp" / name for name in ("old.part", "young.part"))
+    old.write_bytes(b"half")
+    young.write_bytes(b"half")
+    os.utime(old, (time.time() - 86400, time.time() - 86400))
+    assert recover(database, spool).swept == 1
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_lost_database_is_made_anew_from_the_spool(database: Database, tmp_path: Path) -> None:
+    spool, study_uid = Spool(tmp_path / "spool", 0), header().StudyInstanceUID
+    for _ in range(20):
+        store(spool, header(StudyInstanceUID=study_uid))
+    assert recover(database, spool).registered == 20
+    assert len(studies.manifest(database, study_uid, 1)) == 20
