@@ -50,10 +50,10 @@ class GuardedServer(AssociationServer):
         limits: Limits,
         turned_away: Callable[[str], None],
     ) -> None:
+        self._wake_reader, self._wake_writer = socket.socketpair()  # first: a taken port calls `server_close`
         super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers, request_handler=_Handler)
         self.limits, self._turned_away = limits, turned_away
         self.contexts = _Shared(self.contexts)
-        self._wake_reader, self._wake_writer = socket.socketpair()
         self._stopping = False
         self._collected_at = time.monotonic()
 
