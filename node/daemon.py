@@ -25,6 +25,7 @@ from node.assemble import assembler
 from node.assemble.recover import recover
 from node.errors import Permanent, WetreadError
 from node.leash import leashed
+from node.metrics import Registry
 from node.route import doorbell, router
 from node.settings import Routes, Settings, state_folder
 from node.store import studies
@@ -90,7 +91,7 @@ class Node:
 
     def __init__(self, settings: Settings, routes: Routes, pace: Pace | None = None) -> None:
         self.settings, self.routes, self.pace = settings, routes, pace or Pace()
-        self.health = Health()
+        self.health, self.registry = Health(), Registry()
         self._stack = ExitStack()
 
     def __enter__(self) -> Node:
@@ -122,7 +123,7 @@ class Node:
         self.broker_url = stack.enter_context(broker.resolve(settings, state))
         self._start_loops(stack)
         self._start_web(stack)
-        self.listener = listener.serve(settings, self.db, self.spool)
+        self.listener = self._listen()
         stack.callback(self.listener.stop)
         log.info(
             "%s listens on %s:%d; status pages at %s",
@@ -141,6 +142,13 @@ class Node:
             raise Permanent(f"Routes name Model Bundles that are not there: {', '.join(sorted(missing))}.")
         return found
 
+    def _listen(self) -> listener.Listener:
+        try:
+            return listener.serve(self.settings, self.db, self.spool, self.registry)
+        except OSError as error:
+            where = f"{self.settings.node.bind}:{self.settings.node.port}"
+            raise Permanent(f"The node cannot listen on {where}: {error.strerror}. Change [node] port.") from None
+
     def _start_loops(self, stack: ExitStack) -> None:
         db, settings = self.db, self.settings
         ring = broker.Bell(broker.make_app(self.broker_url))
@@ -157,7 +165,7 @@ class Node:
     def _start_web(self, stack: ExitStack) -> None:
         from node.web.server import serve
 
-        server = serve(self.db, self.settings, self.health)
+        server = serve(self.db, self.settings, self.health, self.registry)
         self.web_port = server.port
         stack.callback(server.stop)
 

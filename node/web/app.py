@@ -21,6 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from node import clock
 from node.errors import NotFound, WetreadError
+from node.metrics import Registry
 from node.settings import Settings
 from node.states import DeliveryState, JobState, StudyState
 from node.store import studies
@@ -51,10 +52,10 @@ _WORDS = {
 }
 
 
-def make_app(db: Database, settings: Settings, health: Health) -> Starlette:
+def make_app(db: Database, settings: Settings, health: Health, registry: Registry | None = None) -> Starlette:
     """Return the ASGI application; with a token it asks for it, without one it answers only to local host names."""
     token = read_token(settings.web.token_file)
-    pages = Pages(db, settings, health)
+    pages = Pages(db, settings, health, registry or Registry())
     middleware = [Middleware(Guard, token=token)]
     if token is None:  # a page elsewhere must not read ours through a name that resolves to this machine
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
@@ -74,8 +75,8 @@ def make_app(db: Database, settings: Settings, health: Health) -> Starlette:
 class Pages:
     """The handlers; each is a plain function that Starlette runs in a thread, since the database blocks."""
 
-    def __init__(self, db: Database, settings: Settings, health: Health) -> None:
-        self._db, self._settings, self._health = db, settings, health
+    def __init__(self, db: Database, settings: Settings, health: Health, registry: Registry) -> None:
+        self._db, self._settings, self._health, self._registry = db, settings, health, registry
         self._spool = Spool(settings.spool.url, settings.spool.refuse_below)
         self._templates = Environment(
             loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -131,7 +132,7 @@ class Pages:
 
     def metrics(self, request: Request) -> Response:
         """`/metrics` for Prometheus."""
-        text = metrics.render(self._db, self._settings, self._health)
+        text = metrics.render(self._db, self._settings, self._health, self._registry)
         return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
 
     def http_error(self, request: Request, error: HTTPException) -> Response:

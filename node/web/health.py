@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import threading
 
+STAGES = ("assemble", "route", "doorbell", "settle")
+"""The loops of the node, in the order of the pipeline."""
+
 
 class Health:
     """The latest word of every stage: the empty string is good, anything else says what is wrong. Thread-safe."""

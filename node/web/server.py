@@ -8,6 +8,7 @@ import threading
 import uvicorn
 
 from node.errors import Permanent
+from node.metrics import Registry
 from node.settings import Settings
 from node.store.db import Database
 from node.web.app import make_app
@@ -30,9 +31,9 @@ class Server:
         self._socket.close()
 
 
-def serve(db: Database, settings: Settings, health: Health) -> Server:
+def serve(db: Database, settings: Settings, health: Health, registry: Registry | None = None) -> Server:
     """Start the status pages; raises `Permanent` when the address is taken or the token cannot be read."""
-    app = make_app(db, settings, health)
+    app = make_app(db, settings, health, registry)
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.architecture.test_imports import HOUSE, ROOT
 
-_HEAVY = ("torch", "monai", "highdicom", "matplotlib", "skimage")
+_HEAVY = ("torch", "monai", "highdicom", "matplotlib")
 _SHOW = f"import sys; print(sorted({{m.split('.')[0] for m in sys.modules}} & set({_HEAVY!r})))"
 
 

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from pydicom.data import get_testdata_file
+
+from node.daemon import Loop, Node, Pace
+from node.errors import DatabaseUnavailable, Permanent
+from node.settings import load_routes, load_settings
+from node.simulate import scanner
+from node.store import studies
+from node.web.health import Health
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+[node]
+port = 0
+[completeness]
+quiet_period = "1 s"
+[spool]
+refuse_below = "1 MB"
+[web]
+port = 0
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "wetread.toml"
+    path.write_text(CONFIG)
+    (tmp_path / "routes.toml").write_text("")
+    return path
+
+
+@pytest.fixture
+def node(config: Path) -> Iterator[Node]:
+    settings = load_settings(config)
+    with Node(settings, load_routes(config.parent / "routes.toml", settings), Pace(0.1, 0.1, 0.1, 0.1)) as running:
+        yield running
+
+
+def wait_for(condition: object, timeout: float = 20.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def test_a_study_goes_from_the_wire_to_done(node: Node) -> None:
+    image = Path(str(get_testdata_file("CT_small.dcm")))
+    assert scanner.send(image, "127.0.0.1", node.listener.port).ok
+    wait_for(lambda: studies.listing(node.db, state="DONE"))
+    (study,) = studies.listing(node.db)
+    assert (study["revision"], study["instances"]) == (1, 1)
+    assert study["reason"]
+    page = httpx.get(node.web_address, timeout=10).text
+    assert study["study_instance_uid"] in page
+    assert httpx.get(f"{node.web_address}readyz", timeout=10).status_code == 200
+    assert 'wetread_studies{state="DONE"} 1' in httpx.get(f"{node.web_address}metrics", timeout=10).text
+
+
+def test_a_second_node_on_the_same_folder_does_not_start(node: Node) -> None:
+    with pytest.raises(Permanent, match="Another node"), Node(node.settings, node.routes):
+        pass
+    assert scanner.echo("127.0.0.1", node.listener.port) == 0
+
+
+def test_a_taken_port_is_one_sentence_and_leaves_nothing_behind(node: Node, tmp_path: Path) -> None:
+    taken = node.settings.node.model_copy(update={"port": node.listener.port})
+    elsewhere = node.settings.spool.model_copy(update={"url": tmp_path / "other" / "spool"})
+    database = node.settings.database.model_copy(update={"url": f"sqlite:///{tmp_path}/other/w.db"})
+    other = node.settings.model_copy(update={"node": taken, "spool": elsewhere, "database": database})
+    before = threading.active_count()
+    with pytest.raises(Permanent, match=r"cannot listen .*Change \[node\] port"), Node(other, node.routes):
+        pass
+    wait_for(lambda: threading.active_count() <= before)
+
+
+def test_what_was_acknowledged_before_a_crash_is_registered_again(config: Path) -> None:
+    settings = load_settings(config)
+    routes = load_routes(config.parent / "routes.toml", settings)
+    with Node(settings, routes) as first:
+        assert scanner.send(Path(str(get_testdata_file("CT_small.dcm"))), "127.0.0.1", first.listener.port).ok
+    for name in config.parent.glob("state/wetread.db*"):
+        name.unlink()
+    with Node(settings, routes) as second:
+        assert [study["instances"] for study in studies.listing(second.db)] == [1]
+
+
+def test_a_failing_stage_is_shown_and_comes_back() -> None:
+    health, fails = Health(), threading.Event()
+    fails.set()
+
+    def tick() -> None:
+        if fails.is_set():
+            raise DatabaseUnavailable("locked")
+
+    loop = Loop("route", 0.05, tick, health)
+    try:
+        wait_for(lambda: health.stages().get("route") == "locked")
+        fails.clear()
+        wait_for(lambda: health.stages()["route"] == "")
+    finally:
+        loop.stop()
+
+
+def test_an_unexpected_error_in_a_stage_does_not_end_its_loop() -> None:
+    health, calls = Health(), []
+
+    def tick() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ZeroDivisionError("PATIENT^NAME")
+
+    loop = Loop("settle", 0.05, tick, health)
+    try:
+        wait_for(lambda: len(calls) > 1)
+        wait_for(lambda: health.stages()["settle"] == "")
+    finally:
+        loop.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_quietly_on_a_signal(config: Path, number: int) -> None:
+    command = [sys.executable, "-m", "node.cli", "serve", "--config", str(config)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "status pages at" in line:
+                break
+        os.kill(process.pid, number)
+        _, rest = process.communicate(timeout=20)
+        assert process.returncode == 0
+        assert "Traceback" not in rest
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
