@@ -182,5 +182,9 @@ def _finding(finding: Finding) -> str:
 def _segment(segment: Segment) -> str:
     if segment.is_empty:
         return f"{segment.label}: absent"
-    measured: list[Any] = [f"{m.value:.4g} {m.unit.value.strip('{}')}" for m in segment.measurements]
-    return f"{segment.label}: {', '.join(measured) or 'found'}"
+    measured = ", ".join(f"{_short(m.value)} {m.unit.value.strip('{}')}" for m in segment.measurements)
+    return f"{segment.label}: {measured or 'found'}"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

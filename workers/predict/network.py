@@ -95,11 +95,9 @@ def to_image(volume: Volume) -> MetaTensor:
     affine = _LPS_TO_RAS @ volume.affine_mm
     if len(volume.sources) == 1:
         array = array[:, :, 0]
-        affine = np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0])
-    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=_META)
-
-
-_META = {"original_channel_dim": "no_channel"}
+        affine = np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0, 1.0])
+    meta = {"original_channel_dim": "no_channel", "space": "RAS"}
+    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=meta)
 
 
 def _parse(folder: Path, device: torch.device) -> dict[str, Any]:

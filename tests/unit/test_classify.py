@@ -1,0 +1,73 @@
+"""Probabilities become Findings, present or absent; what is no probability is not reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from node.clock import to_datetime
+from node.errors import Permanent
+from node.findings import Finding
+from tests.unit.phantom import body, classifier, film, save, stack
+from workers.load.series import load
+from workers.predict.classify import findings
+from workers.predict.network import Network
+from workers.predict.reading import read
+
+BRIGHT = np.pad(np.full((30, 30), 4000, np.uint16), 2)
+
+
+def read_films(tmp_path: Path, *films: NDArray[np.uint16], **attributes: str) -> tuple[Finding, ...]:
+    datasets = [film(pixels, InstanceNumber=k, **attributes) for k, pixels in enumerate(films)]
+    bundle = classifier(tmp_path / "phantom")
+    network = Network(bundle, "cpu", bundle.digest)
+    return read(network, load(save(datasets, tmp_path / "in"), 2), bundle, to_datetime(0)).findings
+
+
+def test_one_finding_per_film_present_or_absent(tmp_path: Path) -> None:
+    bright, dark = read_films(tmp_path, BRIGHT, np.pad(np.zeros((30, 30), np.uint16), 2, constant_values=4000))
+    assert bright.present
+    assert bright.probability == pytest.approx(1 / (1 + np.exp(5 - 10 * 900 / 1156)), abs=1e-5)
+    assert not dark.present
+    assert bright.source != dark.source
+    assert (bright.label, bright.type.value, bright.threshold, bright.calibrated) == ("Bright", "39607008", 0.5, True)
+
+
+def test_an_inverted_film_reads_the_same(tmp_path: Path) -> None:
+    [plain] = read_films(tmp_path / "1", BRIGHT)
+    [inverted] = read_films(tmp_path / "2", BRIGHT.max() - BRIGHT, PhotometricInterpretation="MONOCHROME1")
+    assert plain.probability == inverted.probability
+
+
+@pytest.mark.parametrize(
+    ("pred", "reason"),
+    [
+        (np.array([1.2]), "no probabilities"),
+        (np.array([-0.1]), "no probabilities"),
+        (np.array([np.nan]), "no probabilities"),
+        (np.zeros((1, 1)), r"in shape 1×1; dicom\.toml explains 1 outputs"),
+        (np.zeros(0), r"in shape 0; dicom\.toml explains 1 outputs"),
+    ],
+)
+def test_what_is_no_probability_is_not_reported(pred: NDArray[np.float64], reason: str, tmp_path: Path) -> None:
+    [volume] = load(save([film(BRIGHT)], tmp_path / "in"), 2)
+    with pytest.raises(Permanent, match=reason):
+        findings(pred, volume, classifier(tmp_path / "phantom"))
+
+
+def test_the_finding_of_a_stack_points_at_its_middle(tmp_path: Path) -> None:
+    [volume] = load(save(stack(body()), tmp_path / "in"), 3)
+    [found] = findings(np.array([0.7]), volume, classifier(tmp_path / "phantom"))
+    assert found.source == volume.sources[6]
+
+
+def test_the_algorithm_is_named_with_threshold_and_weights(tmp_path: Path) -> None:
+    bundle = classifier(tmp_path / "phantom")
+    [volume] = load(save([film(BRIGHT)], tmp_path / "in"), 2)
+    named = read(Network(bundle, "cpu", bundle.digest), [volume], bundle, to_datetime(0)).algorithm
+    assert (named.name, named.version, named.label, named.manufacturer) == ("phantom", "1.0.0", "Phantom", "wetread")
+    assert named.parameters == ("threshold=0.50", f"weights_sha256={bundle.weights_sha256}")
+    assert named.device_uid == bundle.device_uid

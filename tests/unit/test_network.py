@@ -1,0 +1,132 @@
+"""A bundle made ready: digest, weights, transforms, and the axes that MONAI's own readers would give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.transforms import LoadImage
+from PIL import Image
+from safetensors.torch import save_file
+
+from node import bundles
+from node.errors import BundleError, Permanent
+from node.findings import Volume
+from tests.unit.phantom import ORIENTATIONS, body, classifier, film, save, segmenter, stack
+from workers.load.series import load
+from workers.predict.network import Network, to_image
+
+
+def volume(tmp_path: Path, **how: Any) -> Volume:
+    return load(save(stack(body(), **how), tmp_path / "in"), 3)[0]
+
+
+def network(bundle: bundles.Bundle) -> Network:
+    return Network(bundle, "cpu", bundle.digest)
+
+
+@pytest.mark.parametrize("cosines", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
+def test_a_volume_looks_as_if_it_came_from_a_nifti_file(cosines: Any, tmp_path: Path) -> None:
+    found = volume(tmp_path, cosines=cosines, spacing=(2.5, 0.8, 0.7))
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ found.affine_mm
+    nib.save(nib.Nifti1Image(body().transpose(2, 1, 0).astype(np.float32), ras), tmp_path / "same.nii.gz")
+    expected = LoadImage(image_only=True)(tmp_path / "same.nii.gz")
+    ours = to_image(found)
+    assert torch.equal(ours.as_tensor(), expected.as_tensor())
+    assert torch.allclose(ours.affine, expected.affine, atol=1e-4)
+    assert ours.dtype == expected.dtype == torch.float32
+
+
+def test_a_film_looks_as_if_it_came_from_a_picture_file(tmp_path: Path) -> None:
+    picture = (body()[5] // 4).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "same.png")
+    expected = LoadImage(image_only=True, reader="PILReader")(tmp_path / "same.png")
+    [found] = load(save([film(picture)], tmp_path / "in"), 2)
+    assert torch.equal(to_image(found).as_tensor(), expected.as_tensor().float())
+    assert torch.equal(to_image(found).affine, expected.affine)
+
+
+def test_another_digest_is_not_run(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom")
+    digest = bundle.digest
+    (bundle.folder / "configs" / "inference.json").write_text('{"network_def": "$__import__(\'os\').abort()"}')
+    with pytest.raises(BundleError, match=r"Bundle phantom 1\.0\.0 has changed"):
+        Network(bundles.load(bundle.folder), "cpu", digest)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom")
+    torch.save({"weight": torch.zeros(3, 1, 1, 1, 1), "head.bias": torch.zeros(1)}, bundle.folder / "models/model.pt")
+    with pytest.raises(BundleError, match=r"1 parameters are missing and 1 unknown \(bias, head.bias …\)"):
+        network(bundles.load(bundle.folder))
+
+
+def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom")
+    torch.save({"weight": torch.zeros(2, 1, 1, 1, 1), "bias": torch.zeros(2)}, bundle.folder / "models/model.pt")
+    with pytest.raises(BundleError, match=r"model\.pt cannot be loaded: RuntimeError"):
+        network(bundles.load(bundle.folder))
+
+
+def test_weights_are_never_unpickled_into_code(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom")
+    torch.save({"weight": Trap(tmp_path / "sprung")}, bundle.folder / "models/model.pt")
+    with pytest.raises(BundleError, match=r"model\.pt cannot be loaded: UnpicklingError"):
+        network(bundles.load(bundle.folder))
+    assert not (tmp_path / "sprung").exists()
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+def test_safetensors_give_the_same_answer(tmp_path: Path) -> None:
+    one, two = segmenter(tmp_path / "one"), segmenter(tmp_path / "two")
+    save_file(torch.load(two.folder / "models/model.pt", weights_only=True), two.folder / "models/model.safetensors")
+    (two.folder / "models/model.pt").unlink()
+    found = volume(tmp_path)
+    assert np.array_equal(network(one).read(found), network(bundles.load(two.folder)).read(found))
+
+
+def test_a_config_without_an_id_is_named(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom")
+    (bundle.folder / "configs" / "inference.json").write_text('{"network_def": 1, "preprocessing": {}}')
+    with pytest.raises(BundleError, match=r"inference\.json has no id inferer, postprocessing"):
+        network(bundles.load(bundle.folder))
+
+
+def test_a_config_that_does_not_build_is_named(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom", inferer={"_target_": "NoSuchInferer"})
+    with pytest.raises(BundleError, match=r"Bundle phantom 1\.0\.0: configs/inference\.json does not build"):
+        network(bundle)
+
+
+def test_nan_is_no_answer_even_where_argmax_would_hide_it(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom")
+    state = torch.load(bundle.folder / "models/model.pt", weights_only=True)
+    torch.save({**state, "bias": torch.tensor([torch.nan, 0.0, 0.0])}, bundle.folder / "models/model.pt")
+    with pytest.raises(Permanent, match="values that are not finite numbers; nothing was reported"):
+        network(bundles.load(bundle.folder)).read(volume(tmp_path))
+
+
+def test_a_transform_that_fails_is_named(tmp_path: Path) -> None:
+    broken = {"_target_": "Compose", "transforms": [{"_target_": "EnsureChannelFirstd", "keys": "picture"}]}
+    with pytest.raises(Permanent, match=r"phantom 1\.0\.0 failed on an input of \(12, 20, 16\)"):
+        network(segmenter(tmp_path / "phantom", preprocessing=broken)).read(volume(tmp_path))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(device: str, tmp_path: Path) -> None:
+    bundle = classifier(tmp_path / "phantom")
+    with pytest.raises(Permanent, match=f'worker.device is "{device}"'):
+        Network(bundle, device, bundle.digest)

@@ -1,0 +1,90 @@
+"""Label maps on the source grid: slice for slice and voxel for voxel, through MONAI's resampling and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from node.bundles import Bundle
+from node.clock import to_datetime
+from node.errors import Permanent
+from node.findings import Segmentation, Volume
+from tests.unit.phantom import ORIENTATIONS, body, film, save, segmenter, stack
+from workers.load.series import load
+from workers.predict.network import Network
+from workers.predict.reading import read
+from workers.predict.segment import segmentation
+
+MASK = body() == 1000
+
+
+def segment(bundle: Bundle, volumes: Sequence[Volume]) -> tuple[Segmentation, ...]:
+    return read(Network(bundle, "cpu", bundle.digest), volumes, bundle, to_datetime(0)).segmentations
+
+
+def dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
+@pytest.mark.parametrize("cosines", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
+def test_the_mask_lands_on_its_own_voxels(cosines: Sequence[float], tmp_path: Path) -> None:
+    datasets = stack(body(), cosines)
+    shuffled = [datasets[k] for k in np.random.default_rng(11).permutation(12)]
+    volumes = load(save(shuffled, tmp_path / "in"), 3)
+    [found] = segment(segmenter(tmp_path / "phantom"), volumes)
+    assert found.labels.dtype == np.uint8
+    assert np.array_equal(found.labels, MASK)
+    assert [source.sop_instance_uid for source in found.sources] == [ds.SOPInstanceUID for ds in datasets]
+
+
+@pytest.mark.parametrize("cosines", ORIENTATIONS.values(), ids=ORIENTATIONS.keys())
+def test_the_mask_lands_in_its_place_through_resampling(cosines: Sequence[float], tmp_path: Path) -> None:
+    volumes = load(save(stack(body(), cosines, (2.5, 0.8, 0.7)), tmp_path / "in"), 3)
+    [found] = segment(segmenter(tmp_path / "phantom", pixdim=0.5), volumes)
+    for k in range(12):  # slice for slice, not only as a whole
+        assert dice(found.labels[k] == 1, MASK[k]) > 0.9 if MASK[k].any() else not found.labels[k].any()
+    assert dice(found.labels == 1, MASK) > 0.95
+    shift = np.argwhere(found.labels == 1).mean(0) - np.argwhere(MASK).mean(0)
+    assert np.abs(shift).max() < 0.1
+
+
+def test_a_film_is_segmented_on_its_own_grid(tmp_path: Path) -> None:
+    picture = np.zeros((90, 120), np.uint16)
+    picture[20:60, 70:110] = 1000
+    picture[20:30, 10:110] = 1000
+    volumes = load(save([film(picture), film(picture[:, ::-1].copy(), InstanceNumber=2)], tmp_path / "in"), 2)
+    first, second = segment(segmenter(tmp_path / "phantom", dimensions=2), volumes)
+    assert first.labels.shape == (1, 90, 120)
+    assert dice(first.labels[0] == 1, picture == 1000) > 0.97
+    assert np.array_equal(second.labels, first.labels[:, :, ::-1])
+    assert second.sources == volumes[1].sources
+
+
+def test_segments_carry_what_the_bundle_says_of_them(tmp_path: Path) -> None:
+    volumes = load(save(stack(body()), tmp_path / "in"), 3)
+    [found] = segment(segmenter(tmp_path / "phantom"), volumes)
+    part, empty = found.segments
+    assert (part.value, part.label, part.type.value, part.color) == (1, "Part 1", "39607008", "#e6604d")
+    assert not part.is_empty
+    assert empty.is_empty
+    assert empty.measurements == ()
+
+
+@pytest.mark.parametrize(
+    ("pred", "reason"),
+    [
+        (np.zeros((1, 16, 20, 11)), r"grid of \(1, 16, 20, 11\); the source grid is \(1, 16, 20, 12\)"),
+        (np.zeros((1, 20, 16, 12)), r"grid of \(1, 20, 16, 12\)"),
+        (np.zeros((3, 16, 20, 12)), r"grid of \(3, 16, 20, 12\)"),
+        (np.full((1, 16, 20, 12), 7), r"labels \[7\] that dicom\.toml does not explain"),
+        (np.full((1, 16, 20, 12), 0.4), r"labels \[0\.4\] that dicom\.toml does not explain"),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_not_reported(pred: NDArray[np.float64], reason: str, tmp_path: Path) -> None:
+    [volume] = load(save(stack(body()), tmp_path / "in"), 3)
+    with pytest.raises(Permanent, match=reason):
+        segmentation(pred, volume, segmenter(tmp_path / "phantom"))
