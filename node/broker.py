@@ -137,10 +137,11 @@ class Bell:
     def __call__(self, kind: str, row_id: str) -> None:
         """Publish one id to the queue `kind`; raises `BrokerUnavailable`, and then nothing was published."""
         from kombu.exceptions import KombuError
+        from redis.exceptions import RedisError
 
         try:
             self._publish(kind, row_id)
-        except (KombuError, OSError, BrokerUnavailable) as error:
+        except (KombuError, RedisError, OSError, BrokerUnavailable) as error:
             self._note(down=True, why=str(error) if isinstance(error, BrokerUnavailable) else type(error).__name__)
             raise BrokerUnavailable from error
         self._note(down=False)
@@ -163,12 +164,8 @@ class Bell:
 
 
 def _waiting(channel: Any, queue: str) -> int:
-    from kombu.exceptions import ChannelError
-
-    try:
-        return int(channel.queue_declare(queue=queue, passive=True).message_count)
-    except ChannelError:  # not declared yet
-        return 0
+    """Return how many messages wait; not `passive`, for which kombu 5.7 forgets the key prefix and finds no queue."""
+    return int(channel.queue_declare(queue=queue).message_count)
 
 
 @contextmanager
