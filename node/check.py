@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +58,8 @@ def _spool(settings: Settings) -> str:
 
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
     spool.check_room(0)
-    probe = spool.path("tmp") / "check"
-    probe.write_bytes(b"")
-    probe.unlink()
+    with tempfile.TemporaryFile(dir=spool.root):
+        pass
     return f"{settings.spool.url} can be written and has room"
 
 

@@ -35,8 +35,20 @@ class _Sections(click.Group):
                 formatter.write_dl([(c, self.commands[c].get_short_help_str(90)) for c in commands])
 
 
+def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        click.echo(f"wetread {version('wetread')}")
+    except PackageNotFoundError:
+        click.echo("wetread, not installed")
+    context.exit()
+
+
 @click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(None, "--version", message="wetread %(version)s", package_name="wetread")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show it.")
 def wetread() -> None:
     """A DICOM node that reads studies with MONAI networks and sends the findings back to the PACS.
 
@@ -63,8 +75,11 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; return its exit status and write at most one line to stderr."""
     try:
-        result: Any = wetread.main(arguments, prog_name="wetread", standalone_mode=False)
+        with wetread.make_context("wetread", list(arguments)) as context:  # click's own main has other statuses
+            result: Any = wetread.invoke(context)
         return result if isinstance(result, int) else 0
+    except click.exceptions.Exit as error:
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
     except click.exceptions.NoArgsIsHelpError as error:
