@@ -44,9 +44,14 @@ class Stack:
 
 
 def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> Group:
-    """TID 1501 of one evaluated class, present or absent: its probability stands on the image it was seen on."""
+    """TID 1501 of one evaluated class, present or absent: its probability stands on the image it was seen on.
+
+    The number is there twice, under a name that says all to a person and under the standard's; viewers show the first.
+    """
     name = codes.probability_of(finding.type, finding.label, calibrated=finding.calibrated)
     point = stack.next(run.header(finding.source), finding.source)
+    value = percent(finding.probability)
+    image = _image(sr.SourceImageForMeasurement, run, finding.source)
     parameters = [p for p in run.reading.algorithm.parameters if not p.startswith("threshold=")]
     return Group(
         tracking_identifier=_tracking(run, finding.label, volume),
@@ -54,7 +59,10 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
         finding_type=coded(finding.type),
         finding_sites=[sr.FindingSite(coded(finding.site))] if finding.site else None,
         algorithm_id=_algorithm(run, [*parameters, f"threshold={finding.threshold:.4g}"]),
-        measurements=[_num(name, percent(finding.probability), codes.PERCENT, ("POINT", point), run, finding.source)],
+        measurements=[
+            _num(name, value, codes.PERCENT, ("POINT", point), run, finding.source),
+            *([_num(codes.PROBABILITY, value, codes.PERCENT, images=[image])] if finding.calibrated else []),
+        ],
         qualitative_evaluations=[_presence(present=finding.present)],
         source_images=[_image(sr.SourceImageForMeasurementGroup, run, finding.source)],
     )
@@ -104,7 +112,9 @@ def _seen_group(
         measurements = list(_labels(run, segment, segmentation, volume, source, stack))
     else:
         measurements = list(_calipers(run, outline.axes(mask, *volume.spacing_mm[1:]), source))
-        measurements += [_num(m.name, m.value, m.unit, method=m.method) for m in segment.measurements if alone]
+        measurements += [_num(_named(m, segment), m.value, m.unit) for m in segment.measurements]
+    if alone and not segment.is_empty:
+        measurements += _standard(run, segment, source if volume.is_projection else None)
     return Group(
         **_common(run, segment, volume),
         measurements=measurements,
@@ -126,7 +136,7 @@ def _volumetric_group(
     return sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         **_common(run, segment, volume),
         referenced_segment=reference,
-        measurements=[_num(m.name, m.value, m.unit, method=m.method) for m in segment.measurements],
+        measurements=_standard(run, segment, None),
     )
 
 
@@ -146,7 +156,7 @@ def _planar_group(
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         **_common(run, segment, volume),
         referenced_segment=reference,
-        measurements=[_num(m.name, m.value, m.unit, method=m.method) for m in segment.measurements],
+        measurements=_standard(run, segment, segmentation.sources[0]),
     )
 
 
@@ -178,7 +188,7 @@ def _labels(
     """The measurements as named numbers at a point; an absent segment says 0 of the quantity it would have."""
     header = run.header(source)
     for measurement in segment.measurements or (_size(segment, segmentation, volume),):
-        name = codes.measured_on(measurement.name, segment.type, segment.label)
+        name = _named(measurement, segment)
         value = 0.0 if segment.is_empty else measurement.value
         yield _num(name, value, measurement.unit, ("POINT", stack.next(header, source)), run, source)
 
@@ -188,6 +198,16 @@ def _size(segment: Segment, segmentation: Segmentation, volume: Volume) -> Measu
     if not volume.is_projection and segment.is_empty:
         return Measurement(codes.VOLUME, 0.0, codes.MILLILITER)
     return Measurement(codes.AREA, float((segmentation.labels == segment.value).sum()), codes.PIXELS)
+
+
+def _standard(run: Run, segment: Segment, film: Source | None) -> list[sr.Measurement]:
+    """The measurements under the standard's names, for computers; those of a film name it (TID 320)."""
+    images = [_image(sr.SourceImageForMeasurement, run, film)] if film else None
+    return [_num(m.name, m.value, m.unit, method=m.method, images=images) for m in segment.measurements]
+
+
+def _named(measurement: Measurement, segment: Segment) -> Code:
+    return codes.measured_on(measurement.name, segment.type, segment.label)
 
 
 def _calipers(run: Run, axes: outline.Axes, source: Source) -> Iterator[sr.Measurement]:
@@ -203,6 +223,7 @@ def _num(
     run: Run | None = None,
     source: Source | None = None,
     method: Code | None = None,
+    images: list[Dataset] | None = None,
 ) -> sr.Measurement:
     """TID 300: one number; `drawn` are the coordinates it was taken from, on the image `source`."""
     coordinates = None
@@ -214,6 +235,7 @@ def _num(
         value=float(f"{value:.6g}"),
         unit=coded(unit),
         method=coded(method) if method else None,
+        referenced_images=images,
         referenced_coordinates=coordinates,
     )
 
