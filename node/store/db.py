@@ -172,7 +172,8 @@ def rows(connection: sa.Connection, statement: str, **values: Any) -> list[dict[
     query = sa.text(statement)
     for name, value in values.items():
         if isinstance(value, list | tuple | set | frozenset):
-            query = query.bindparams(sa.bindparam(name, expanding=True))
+            # All our lists are of names; PostgreSQL must be told so when one is empty.
+            query = query.bindparams(sa.bindparam(name, expanding=True, type_=sa.String()))
             values[name] = list(value)
     return [dict(row) for row in connection.execute(query, values).mappings()]
 

@@ -89,9 +89,13 @@ def test_sqlite_commits_survive_a_power_cut(tmp_path: Path) -> None:
 
 
 def test_an_exception_undoes_the_transaction(database: Database) -> None:
-    with pytest.raises(RuntimeError, match="half way"), database.transaction() as connection:
-        record(connection, "study", "x", "", "X", 1.0, "")
-        raise RuntimeError("half way")
+    def half_way() -> None:
+        with database.transaction() as connection:
+            record(connection, "study", "x", "", "X", 1.0, "")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        half_way()
     with database.reader() as connection:
         assert history(connection, "study", "x") == []
 
@@ -117,11 +121,12 @@ def test_a_locked_database_is_unavailable_and_says_so(tmp_path: Path, monkeypatc
 
 def test_a_full_disk_is_no_room(tmp_path: Path) -> None:
     db = Database(f"sqlite:///{tmp_path}/wetread.db")
-    with pytest.raises(NoRoom, match="full"), db.transaction() as connection:
+    with db.transaction() as connection:
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
         connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-        for number in range(1000):
-            record(connection, "study", str(number), "", "X", 1.0, "x" * 1000)
+    with pytest.raises(NoRoom, match="full"):
+        studies.register(db, [received(n) for n in range(2000)])
+    assert studies.listing(db) == []
 
 
 def test_an_unreachable_postgresql_is_unavailable(tmp_path: Path) -> None:

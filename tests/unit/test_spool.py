@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from node.errors import NoRoom, Permanent
-from node.store import spool as spool_module
 from node.store.spool import Spool, dataset_sha256
 
 META = bytes.fromhex("020010005549") + (20).to_bytes(2, "little") + b"1.2.840.10008.1.2.1\0"
@@ -80,7 +79,7 @@ class Watched:
 
     def _wrap(self, name: str, real: Callable[..., object]) -> Callable[..., object]:
         def call(descriptor: int, *rest: object) -> object:
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
+            target = Path(f"/proc/self/fd/{descriptor}").readlink()
             return self._do(name, real, descriptor, *rest, target)
 
         return call
@@ -149,11 +148,11 @@ def test_a_failing_disk_never_takes_an_acknowledged_file_away(spool: Spool, monk
 
 
 def test_an_interrupt_leaves_no_temporary_file(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(_descriptor: int) -> None:
+    def interrupted(_descriptor: int, _mode: int) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(spool_module.os, "fchmod", lambda descriptor, _mode: interrupted(descriptor))
+    monkeypatch.setattr(os, "fchmod", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         spool.store_result(b"x")
     assert files(spool) == []
 
