@@ -1,4 +1,4 @@
-"""Coded concepts: every (value, scheme, meaning) that wetread writes, in one place (PS3.16; schemes SCT, DCM, UCUM, LN).
+"""Coded concepts: every (value, scheme, meaning) that wetread writes, in one place (PS3.16).
 
 Codes that belong to one bundle live in its `configs/dicom.toml`. Whatever an Evidence Document carries is in
 `ALL`, or belongs to the bundle, or is derived here from the bundle's own code (`probability_of`, `measured_on`).
@@ -91,8 +91,8 @@ SOURCE_OF_MEASUREMENT = Code("121112", "DCM", "Source of Measurement")
 SOURCE = Code("260753009", "SCT", "Source")
 REFERENCED_SEGMENT = Code("121191", "DCM", "Referenced Segment")
 REFERENCED_SEGMENTATION_FRAME = Code("121214", "DCM", "Referenced Segmentation Frame")
-SOURCE_IMAGE_FOR_SEGMENTATION = Code("121233", "DCM", "Source image for segmentation")
-SOURCE_SERIES_FOR_SEGMENTATION = Code("121232", "DCM", "Source series for segmentation")
+SOURCE_IMAGE_FOR_SEGMENTATION = Code("121233", "DCM", "Source Image for Segmentation")
+SOURCE_SERIES_FOR_SEGMENTATION = Code("121232", "DCM", "Source Series for Segmentation")
 COMMENT = Code("121106", "DCM", "Comment")
 
 ALL = frozenset(value for value in globals().values() if isinstance(value, Code))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any, TypeVar
 
 import numpy as np
 from highdicom import sr
@@ -23,7 +24,18 @@ from workers.report import outline
 from workers.report.run import Run
 from workers.report.seg import described
 
-Group = sr.MeasurementsAndQualitativeEvaluations
+Group = (
+    sr.MeasurementsAndQualitativeEvaluations
+    | sr.PlanarROIMeasurementsAndQualitativeEvaluations
+    | sr.VolumetricROIMeasurementsAndQualitativeEvaluations
+)
+_Image = TypeVar(
+    "_Image",
+    sr.SourceImageForMeasurement,
+    sr.SourceImageForMeasurementGroup,
+    sr.SourceImageForRegion,
+    sr.SourceImageForSegmentation,
+)
 _MARGIN, _FIRST, _STEP, _LAST = 0.04, 0.05, 0.07, 0.95
 """Where labels are stacked, as parts of the image: from the left; from the top; from each other; the lowest."""
 
@@ -53,7 +65,7 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
     value = percent(finding.probability)
     image = _image(sr.SourceImageForMeasurement, run, finding.source)
     parameters = [p for p in run.reading.algorithm.parameters if not p.startswith("threshold=")]
-    return Group(
+    return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(run, finding.label, volume),
         finding_category=coded(codes.CLINICAL_FINDING),
         finding_type=coded(finding.type),
@@ -70,7 +82,7 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
 
 def segment_groups(
     run: Run, segmentation: Segmentation, volume: Volume, document: Dataset | None, stack: Stack
-) -> Iterator[Dataset]:
+) -> Iterator[Group]:
     """Yield, per segment, what a person sees (TID 1501) and, where there is a SEG, what a computer reads.
 
     Both carry the same Tracking UID: viewers merge them. The second is TID 1411 on a volume and TID 1410 on a film.
@@ -115,7 +127,7 @@ def _seen_group(
         measurements += [_num(_named(m, segment), m.value, m.unit) for m in segment.measurements]
     if alone and not segment.is_empty:
         measurements += _standard(run, segment, source if volume.is_projection else None)
-    return Group(
+    return sr.MeasurementsAndQualitativeEvaluations(
         **_common(run, segment, volume),
         measurements=measurements,
         qualitative_evaluations=[_presence(present=not segment.is_empty)],
@@ -125,7 +137,7 @@ def _seen_group(
 
 def _volumetric_group(
     run: Run, segmentation: Segmentation, segment: Segment, volume: Volume, document: Dataset, number: int
-) -> Dataset:
+) -> Group:
     """TID 1411: the measurements and the segment they are of."""
     reference = sr.ReferencedSegment(
         sop_class_uid=document.SOPClassUID,
@@ -142,7 +154,7 @@ def _volumetric_group(
 
 def _planar_group(
     run: Run, segmentation: Segmentation, segment: Segment, volume: Volume, document: Dataset, number: int
-) -> Dataset:
+) -> Group:
     """TID 1410: the same for one film."""
     reference = sr.ReferencedSegmentationFrame(
         sop_class_uid=document.SOPClassUID,
@@ -160,7 +172,7 @@ def _planar_group(
     )
 
 
-def _common(run: Run, segment: Segment, volume: Volume) -> dict[str, object]:
+def _common(run: Run, segment: Segment, volume: Volume) -> dict[str, Any]:
     return {
         "tracking_identifier": _tracking(run, segment.label, volume),
         "finding_category": coded(segment.category),
@@ -223,7 +235,7 @@ def _num(
     run: Run | None = None,
     source: Source | None = None,
     method: Code | None = None,
-    images: list[Dataset] | None = None,
+    images: list[sr.SourceImageForMeasurement] | None = None,
 ) -> sr.Measurement:
     """TID 300: one number; `drawn` are the coordinates it was taken from, on the image `source`."""
     coordinates = None
@@ -240,12 +252,11 @@ def _num(
     )
 
 
-def _image(kind: type, run: Run, source: Source) -> Dataset:
+def _image(kind: type[_Image], run: Run, source: Source) -> _Image:
     """An IMAGE content item of the given kind; the frame is named only where the image has several."""
     header = run.header(source)
     frames: Sequence[int] | None = [source.frame_number] if source.frame_number is not None else None
-    item: Dataset = kind(header.SOPClassUID, header.SOPInstanceUID, frames)
-    return item
+    return kind(header.SOPClassUID, header.SOPInstanceUID, frames)
 
 
 def _tracking(run: Run, label: str, volume: Volume) -> sr.TrackingIdentifier:

@@ -30,15 +30,15 @@ def outlines(mask: NDArray[np.bool_], tolerance: float = 0.0) -> list[Points]:
     """Return the closed outlines of a (row, column) mask, holes included, longest first; `tolerance` in pixels."""
     padded = np.pad(mask.astype(np.float32), 1)
     found = []
-    for contour in find_contours(padded, 0.5):
-        kept = approximate_polygon(contour, tolerance) if tolerance else contour
+    for contour in find_contours(padded, 0.5):  # type: ignore[no-untyped-call]
+        kept = approximate_polygon(contour, tolerance) if tolerance else contour  # type: ignore[no-untyped-call]
         found.append(kept[:, ::-1] - 0.5)  # (row, column) centers of the padded grid → SCOORD
     return sorted(found, key=len, reverse=True)
 
 
 def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the connected part of `mask` with the most pixels; `mask` must not be empty."""
-    parts = label(mask, connectivity=1)
+    parts = label(mask, connectivity=1)  # type: ignore[no-untyped-call]
     return np.asarray(parts == 1 + int(np.argmax(np.bincount(parts.ravel())[1:])))
 
 

@@ -100,8 +100,12 @@ def _panel(width: int, notice: str, caption: str, lines: Sequence[Line]) -> Imag
     draw = ImageDraw.Draw(panel)
     draw.rectangle((0, 0, width, max(size // 8, 2)), fill=_AMBER)
     draw.text((pad, pad), notice, font=_font(round(size * 1.15)), fill=_AMBER)
-    draw.text((pad, pad + step), _fitted(caption, _font(round(size * 0.8)), width - 2 * pad),
-              font=_font(round(size * 0.8)), fill=_FAINT)
+    draw.text(
+        (pad, pad + step),
+        _fitted(caption, _font(round(size * 0.8)), width - 2 * pad),
+        font=_font(round(size * 0.8)),
+        fill=_FAINT,
+    )
     for number, line in enumerate(lines):
         _line(draw, line, (pad, pad + pad // 2 + step * (2 + number)), size, width)
     return panel

@@ -17,11 +17,11 @@ from workers.report.run import Run, coded, finish
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 NOTICE = "AI result, not for diagnostic use"
-_UNPAIRED = frozenset(
+_UNPAIRED = (
     "ABDOMEN ABDOMENPELVIS AORTA BACK BLADDER BRAIN CHEST CHESTABDOMEN CHESTABDPELVIS COLON COCCYX CSPINE CTSPINE "
     "ESOPHAGUS GALLBLADDER HEAD HEADNECK HEART JAW LARYNX LIVER LSPINE LSSPINE MAXILLA MEDIASTINUM MOUTH NECK "
     "NECKCHEST NOSE PANCREAS PELVIS PENIS PHARYNX PROSTATE RECTUM SCALP SKULL SPINE SPLEEN SSPINE STERNUM STOMACH "
-    "THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY".split()
+    "THYMUS THYROID TLSPINE TONGUE TRACHEA TSPINE URETER URETHRA UTERUS VAGINA VULVA WHOLEBODY"
 )
 """Body parts (PS3.16 Annex L) of which there is one: Laterality must be absent. Of others it must be there."""
 _ABSENT = "#8d96a0"
@@ -99,7 +99,7 @@ def _dataset(run: Run, source: Source, rgb: picture.Pixels) -> Dataset:
     ds.LossyImageCompression = "01" if run.is_lossy else "00"
     if header.get("BodyPartExamined"):
         ds.BodyPartExamined = header.BodyPartExamined
-    if header.get("BodyPartExamined") not in _UNPAIRED:  # type 2C (PS3.3 §C.7.3.1)
+    if header.get("BodyPartExamined") not in _UNPAIRED.split():  # type 2C (PS3.3 §C.7.3.1)
         ds.Laterality = header.get("Laterality") or header.get("ImageLaterality")
     ds.PatientOrientation = header.get("PatientOrientation") or None
     ds.SamplesPerPixel, ds.PlanarConfiguration, ds.PhotometricInterpretation = 3, 0, "RGB"

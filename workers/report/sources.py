@@ -14,36 +14,44 @@ from pydicom.valuerep import PersonName
 
 from node.findings import Source
 
-PATIENT_AND_STUDY = (
-    # Patient Module (PS3.3 §C.7.1.1), without what refers to other objects
-    "PatientName PatientID IssuerOfPatientID TypeOfPatientID IssuerOfPatientIDQualifiersSequence OtherPatientIDsSequence "
-    "PatientBirthDate PatientBirthTime PatientSex OtherPatientNames EthnicGroup QualityControlSubject "
-    "PatientComments PatientSpeciesDescription PatientSpeciesCodeSequence PatientBreedDescription "
+# Patient Module (PS3.3 §C.7.1.1), without what refers to other objects
+_PATIENT = (
+    "PatientName PatientID IssuerOfPatientID TypeOfPatientID IssuerOfPatientIDQualifiersSequence "
+    "OtherPatientIDsSequence PatientBirthDate PatientBirthTime PatientSex OtherPatientNames EthnicGroup "
+    "QualityControlSubject PatientComments PatientSpeciesDescription PatientSpeciesCodeSequence "
+    "PatientBreedDescription "
     "PatientBreedCodeSequence BreedRegistrationSequence ResponsiblePerson ResponsiblePersonRole "
-    "ResponsibleOrganization PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence "
-    # Clinical Trial Subject and Study Modules (§C.7.1.3, §C.7.2.3)
+    "ResponsibleOrganization PatientIdentityRemoved DeidentificationMethod DeidentificationMethodCodeSequence"
+)
+# Clinical Trial Subject and Study Modules (§C.7.1.3, §C.7.2.3)
+_TRIAL = (
     "ClinicalTrialSponsorName ClinicalTrialProtocolID ClinicalTrialProtocolName ClinicalTrialSiteID "
     "ClinicalTrialSiteName ClinicalTrialSubjectID ClinicalTrialSubjectReadingID ClinicalTrialTimePointID "
-    "ClinicalTrialTimePointDescription "
-    # General Study Module (§C.7.2.1)
+    "ClinicalTrialTimePointDescription"
+)
+# General Study Module (§C.7.2.1)
+_STUDY = (
     "StudyInstanceUID StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber "
     "IssuerOfAccessionNumberSequence StudyDescription PhysiciansOfRecord NameOfPhysiciansReadingStudy "
-    "RequestingService ProcedureCodeSequence "
-    # Patient Study Module (§C.7.2.2)
+    "RequestingService ProcedureCodeSequence"
+)
+# Patient Study Module (§C.7.2.2)
+_PATIENT_STUDY = (
     "AdmittingDiagnosesDescription PatientAge PatientSize PatientWeight PatientSexNeutered MedicalAlerts Allergies "
     "SmokingStatus PregnancyStatus PatientState Occupation AdditionalPatientHistory AdmissionID"
-).split()
-TYPE_2 = (
-    "PatientName PatientID PatientBirthDate PatientSex "
-    "StudyDate StudyTime ReferringPhysicianName StudyID AccessionNumber"
-).split()
+)
+PATIENT_AND_STUDY = f"{_PATIENT} {_TRIAL} {_STUDY} {_PATIENT_STUDY}".split()
+"""Keywords of what our objects inherit from their source."""
+_PATIENT_TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+_STUDY_TYPE_2 = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
+TYPE_2 = (*_PATIENT_TYPE_2, *_STUDY_TYPE_2)
 
 _FOR_THE_LIBRARY = (
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns NumberOfFrames "
     "FrameOfReferenceUID PositionReferenceIndicator ImagePositionPatient ImageOrientationPatient PixelSpacing "
     "SliceThickness SpacingBetweenSlices SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
     "LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
-).split()
+)
 _LOSSY_SYNTAXES = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 112)})
 _AGE = re.compile(r"\d{3}[DWMY]")
 
@@ -84,7 +92,7 @@ def without_quirks(header: Dataset, *, is_projection: bool) -> Dataset:
     A film loses its Frame of Reference here, because the plane of its SEG is only the pixel grid.
     """
     copy = Dataset()
-    for keyword in _FOR_THE_LIBRARY:
+    for keyword in _FOR_THE_LIBRARY.split():
         if keyword in header:
             copy.add(header[keyword])
     for keyword in TYPE_2:

@@ -14,7 +14,7 @@ from node import codes
 from node.codes import Code
 from node.findings import Volume
 from workers.report import sources
-from workers.report.groups import Stack, coded, finding_group, segment_groups
+from workers.report.groups import Group, Stack, coded, finding_group, segment_groups
 from workers.report.run import Run, finish
 
 _PROCEDURES = {"CT": codes.CT_PROCEDURE, "MR": codes.MR_PROCEDURE}
@@ -78,11 +78,13 @@ def _observer(run: Run) -> sr.ObservationContext:
     attributes = sr.DeviceObserverIdentifyingAttributes(
         uid=algorithm.device_uid, manufacturer_name=algorithm.manufacturer, model_name=algorithm.name
     )
-    device = sr.ObserverContext(observer_type=coded(codes.DEVICE), observer_identifying_attributes=attributes)
+    device = sr.ObserverContext(
+        observer_type=sr.CodedConcept.from_code(coded(codes.DEVICE)), observer_identifying_attributes=attributes
+    )
     return sr.ObservationContext(observer_device_context=device)
 
 
-def _groups(run: Run, volumes: Sequence[Volume], segs: Sequence[Dataset | None]) -> Iterator[Dataset]:
+def _groups(run: Run, volumes: Sequence[Volume], segs: Sequence[Dataset | None]) -> Iterator[Group]:
     """Yield the groups, most probable finding first; absent findings have theirs too."""
     stack = Stack()
     for finding in sorted(run.reading.findings, key=lambda f: -f.probability):
@@ -138,5 +140,3 @@ def _separate(item: Dataset) -> None:
         item.ContinuityOfContent = "SEPARATE"
     for child in item.get("ContentSequence", ()):
         _separate(child)
-
-

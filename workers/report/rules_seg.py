@@ -1,0 +1,171 @@
+"""Rules for the SEG: every frame lies where its source lies and holds exactly our mask."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import Dataset
+
+from node.findings import Segmentation, Source, Volume
+from workers.report.case import Case, Rule
+from workers.report.seg import described
+
+SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
+_CONTENT_LABEL = re.compile(r"[A-Z0-9_ ]{1,16}")
+_SEGMENT = (
+    "SegmentedPropertyCategoryCodeSequence",
+    "SegmentedPropertyTypeCodeSequence",
+    "SegmentAlgorithmName",
+    "SegmentLabel",
+    "TrackingID",
+    "TrackingUID",
+    "RecommendedDisplayCIELabValue",
+)
+_ALGORITHM = ("AlgorithmFamilyCodeSequence", "AlgorithmName", "AlgorithmVersion")
+_POSITION_TOLERANCE_MM = 1e-3
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a SEG as it is stored: (row, column) booleans."""
+
+    segment_number: int
+    source: Source
+    position: tuple[float, ...] | None
+    mask: NDArray[np.bool_]
+
+
+def frames(ds: Dataset) -> Iterator[Frame]:
+    """Decode a SEG of our own frame by frame: 1-bit frames are packed without gaps (PS3.5 §8.1.1)."""
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    size = int(ds.Rows) * int(ds.Columns)
+    data = np.frombuffer(ds.PixelData, np.uint8)
+    for number, groups in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        identified = (groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence)[0]
+        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
+        plane = groups.get("PlanePositionSequence")
+        yield Frame(
+            int(identified.ReferencedSegmentNumber),
+            Source(str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber")),
+            tuple(map(float, plane[0].ImagePositionPatient)) if plane else None,
+            _pixels(data, number * size, size, int(ds.BitsAllocated)).reshape(ds.Rows, ds.Columns) > 0,
+        )
+
+
+def _pixels(data: NDArray[np.uint8], start: int, size: int, bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return data[start : start + size]
+    first, last = start // 8, -(-(start + size) // 8)
+    unpacked = np.unpackbits(data[first:last], bitorder="little")
+    return np.asarray(unpacked[start - 8 * first :][:size], np.uint8)
+
+
+def _pairs(case: Case) -> Iterator[tuple[Dataset, Segmentation, Volume]]:
+    for ds, (segmentation, volume) in zip(case.of_kind("SEG"), case.segmentations(), strict=False):
+        yield ds, segmentation, volume
+
+
+def _number(case: Case) -> Iterator[str]:
+    wanted = len(case.segmentations()) if "SEG" in case.context.results else 0
+    if len(case.of_kind("SEG")) != wanted:
+        yield f"there are {len(case.of_kind('SEG'))} SEGs for {wanted} segmentations that found something"
+
+
+def _kind(case: Case) -> Iterator[str]:
+    for ds in case.of_kind("SEG"):
+        if ds.SOPClassUID != SEGMENTATION_STORAGE or ds.SegmentationType not in {"BINARY", "FRACTIONAL"}:
+            yield f"{ds.SegmentationType} in {ds.SOPClassUID}"
+        if ds.SegmentationType == "FRACTIONAL":
+            values = set(np.unique(np.frombuffer(ds.PixelData, np.uint8)).tolist())
+            if not values <= {0, int(ds.MaximumFractionalValue)}:
+                yield "a FRACTIONAL one holds more than 0 and its maximum, which viewers do not load"
+
+
+def _pixels_and_places(case: Case) -> Iterator[str]:
+    for ds, segmentation, volume in _pairs(case):
+        numbers = {n: segment.value for n, segment in enumerate(described(segmentation), 1)}
+        where = {source: k for k, source in enumerate(segmentation.sources)}
+        total = 0
+        for frame in frames(ds):
+            k = where.get(frame.source)
+            mask = segmentation.labels[k] == numbers[frame.segment_number] if k is not None else np.zeros(1, bool)
+            if not np.array_equal(frame.mask, mask) and (k is not None or frame.mask.any()):
+                yield f"a frame of segment {frame.segment_number} on {frame.source.sop_instance_uid} is not our mask"
+            if not volume.is_projection and not _in_place(case, frame):
+                yield f"a frame is not where {frame.source.sop_instance_uid} is"
+            total += int(frame.mask.sum())
+        if total != int(np.isin(segmentation.labels, list(numbers.values())).sum()):
+            yield "voxels of the mask are in no frame"
+
+
+def _in_place(case: Case, frame: Frame) -> bool:
+    header = case.by_uid[frame.source.sop_instance_uid]
+    if frame.source.frame_number is not None:
+        groups = header.PerFrameFunctionalGroupsSequence[frame.source.frame_number - 1]
+        plane = groups.get("PlanePositionSequence") or header.SharedFunctionalGroupsSequence[0].PlanePositionSequence
+        header = plane[0]
+    theirs = [float(value) for value in header.ImagePositionPatient]
+    return frame.position is not None and np.allclose(frame.position, theirs, rtol=0, atol=_POSITION_TOLERANCE_MM)
+
+
+def _references(case: Case) -> Iterator[str]:
+    for ds, segmentation, volume in _pairs(case):
+        header = case.by_uid[segmentation.sources[0].sop_instance_uid]
+        if (ds.get("FrameOfReferenceUID") or None) != (header.get("FrameOfReferenceUID") or None):
+            yield "its Frame of Reference is not the source's"
+        listed = {str(series.SeriesInstanceUID) for series in ds.get("ReferencedSeriesSequence") or ()}
+        if str(header.SeriesInstanceUID) not in listed:
+            yield "Referenced Series Sequence does not name the source's series"
+        if (ds.Rows, ds.Columns) != (header.Rows, header.Columns):
+            yield "it is not on the source's grid"
+        shared = ds.SharedFunctionalGroupsSequence[0]
+        if volume.is_projection and not (
+            shared.get("PixelMeasuresSequence") and shared.get("PlaneOrientationSequence")
+        ):
+            yield "a film's SEG has no plane, which blanks viewers"
+
+
+def _equipment(case: Case) -> Iterator[str]:
+    for ds in case.of_kind("SEG"):
+        for keyword in ("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"):
+            if not ds.get(keyword):
+                yield f"{keyword} is empty"
+        if not _CONTENT_LABEL.fullmatch(str(ds.get("ContentLabel"))):
+            yield f'Content Label "{ds.get("ContentLabel")}" is no CS'
+
+
+def _segments(case: Case) -> Iterator[str]:
+    for ds in case.of_kind("SEG"):
+        for number, segment in enumerate(ds.SegmentSequence, 1):
+            algorithm = (segment.get("SegmentationAlgorithmIdentificationSequence") or [Dataset()])[0]
+            for owner, keywords in ((segment, _SEGMENT), (algorithm, _ALGORITHM)):
+                yield from (f"segment {number} has no {keyword}" for keyword in keywords if not owner.get(keyword))
+            if segment.SegmentNumber != number or segment.SegmentAlgorithmType != "AUTOMATIC":
+                yield f"segment {number} is numbered {segment.SegmentNumber}, made {segment.SegmentAlgorithmType}"
+
+
+def _overlap(case: Case) -> Iterator[str]:
+    for ds in case.of_kind("SEG"):
+        found: dict[tuple[Source, int], int] = {}
+        if ds.get("SegmentsOverlap") != "NO":
+            yield f"SegmentsOverlap is {ds.get('SegmentsOverlap')}, a label map has none"
+        for frame in frames(ds):
+            found[frame.source, frame.segment_number] = int(frame.mask.sum())
+        for number in {n for _, n in found}:
+            if not any(count for (_, n), count in found.items() if n == number):
+                yield f"segment {number} is empty"
+
+
+RULES = (
+    Rule("20", "BINARY, or FRACTIONAL that holds only nothing and all", _kind),
+    Rule("30a", "one SEG for every segmentation that found something", _number),
+    Rule("23", "every frame lies on its source and holds our mask", _pixels_and_places),
+    Rule("24-25, 33", "Frame of Reference, series, grid and plane are there", _references),
+    Rule("26, 29", "the equipment is named and the Content Label is a CS", _equipment),
+    Rule("27", "every segment is coded, colored, tracked and names its algorithm", _segments),
+    Rule("30-31", "no segment is empty, none overlap", _overlap),
+)
