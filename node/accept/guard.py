@@ -162,20 +162,22 @@ class GuardedDIMSE(DIMSEServiceProvider):
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take in one P-DATA; a message that breaks a bound or cannot be decoded aborts the association."""
         try:
+            self._check_size(primitive)
             super().receive_primitive(primitive)
-            self._check_size()
         except Exception as error:  # a border: garbage of a peer must not end the thread that serves it
             extra = _extra(self.assoc) | {"error": describe(error)}
             logger.warning("A message cannot be understood; the association is aborted.", extra=extra)
             self.message = None
             self.dul.event_queue.put(INVALID_PDU)
 
-    def _check_size(self) -> None:
+    def _check_size(self, primitive: P_DATA) -> None:
+        """Raise when the message would grow over the limits; the first byte of a PDV says which part (PS3.8 §E.2)."""
         message: Any = self.message
-        if message is None:
-            return
-        size, command_size = message.data_set.tell(), message.encoded_command_set.tell()
-        if size > self._limits.dataset or command_size > self._limits.command_set:
+        dataset, command = (message.data_set.tell(), message.encoded_command_set.tell()) if message else (0, 0)
+        for _, pdv in primitive.presentation_data_value_list:
+            command += len(pdv) - 1 if pdv[0] & 1 else 0
+            dataset += 0 if pdv[0] & 1 else len(pdv) - 1
+        if dataset > self._limits.dataset or command > self._limits.command_set:
             raise ProtocolViolation("the message is larger than the node takes")
 
 

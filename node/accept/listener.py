@@ -42,6 +42,7 @@ class Listener:
 
     def __init__(self, server: GuardedServer, door: Door, registrar: Registrar, audit: Audit) -> None:
         self._server, self._door, self._registrar, self._audit = server, door, registrar, audit
+        self._stopped = False
         self.port = int(server.server_address[1])
         self._thread = threading.Thread(target=server.serve_forever, name="listener", daemon=True)
         self._thread.start()
@@ -69,6 +70,9 @@ class Listener:
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
         """Accept nothing more, answer what is being received, abort the rest, and bring the index up to date."""
+        if self._stopped:
+            return
+        self._stopped = True
         self._server.stop()
         self._thread.join(timeout_s)
         answered = self._door.close(timeout_s)
@@ -83,7 +87,8 @@ class Listener:
         logger.info("The listener has stopped.", extra={"action": "listener_stopped", "port": self.port})
 
     def _let_answers_go(self) -> None:
-        """Give the responses in the queues a moment to reach their peers before the A-ABORT overtakes nobody."""
+        """Give the responses a moment to leave: an A-ABORT in front of one makes its peer send the instance again."""
+        time.sleep(0.05)  # from the end of `Door.receive` to the queue
         deadline = time.monotonic() + 0.5
         while time.monotonic() < deadline:
             if not any(assoc.dul.to_provider_queue.qsize() for assoc in self._server.active_associations):

@@ -85,10 +85,13 @@ class GuardedServer(AssociationServer):
         self._wake_writer.close()
 
     def _serve(self, ready: Any, vestibule: Vestibule) -> None:
-        if ready is self.socket:
-            self._accept(vestibule)
-        elif ready is not self._wake_reader:
-            vestibule.read(ready)
+        try:
+            if ready is self.socket:
+                self._accept(vestibule)
+            elif ready is not self._wake_reader:
+                vestibule.read(ready)
+        except Exception as error:  # a border: one connection must not end the accept loop
+            logger.error("A connection failed.", extra={"action": "accept_failed", "error": describe(error)})
 
     def _accept(self, vestibule: Vestibule) -> None:
         try:
