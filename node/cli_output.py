@@ -22,7 +22,7 @@ def config_option(command: Command) -> Command:
         "--config",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="wetread.toml to use, with routes.toml beside it [default: $WETREAD_CONFIG, ./wetread.toml, as shipped].",
+        help="wetread.toml to use, routes.toml beside it. [default: $WETREAD_CONFIG, ./, /etc/wetread/, as shipped]",
     )(command)
 
 

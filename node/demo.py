@@ -83,9 +83,7 @@ class Demo:
 
     def push(self, study: Path | None) -> None:
         """Send `study`, or the synthetic chest film, to the node; raises `Permanent` when an instance is refused."""
-        from node.simulate.phantoms import chest_film
-
-        source: Any = study if study is not None else [chest_film()[0]]
+        source: Any = study if study is not None else [_synthetic_film()]
         what = f"everything in {study}" if study is not None else "a synthetic chest film"
         self._step("scanner", f"SCANNER sends {what} to WETREAD at 127.0.0.1:{self._node.listener.port}")
         report = scanner.send(source, "127.0.0.1", self._node.listener.port)
@@ -219,6 +217,12 @@ class Demo:
                 picture = folder / f"{uid}.png"
                 picture.write_bytes(to_png(held.path.read_bytes()))
                 yield picture
+
+
+def _synthetic_film() -> Dataset:
+    from node.simulate.phantoms import chest_film  # numpy and scipy are of no use to anything else here
+
+    return chest_film()[0]
 
 
 def _find_instances(port: int, study_uid: str) -> Iterator[str]:

@@ -207,10 +207,11 @@ SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(sys.prefix) / "share" / "wet
 
 
 def find_config() -> Path:
-    """Return `$WETREAD_CONFIG`, else `wetread.toml` in the current folder, else the one that ships with wetread."""
+    """Return `$WETREAD_CONFIG`, else `wetread.toml` here, else the machine's, else the one that ships with wetread."""
     if named := os.environ.get("WETREAD_CONFIG"):
         return Path(named)
-    return Path("wetread.toml") if Path("wetread.toml").is_file() else SHIPPED / "wetread.toml"
+    places = (Path("wetread.toml"), Path("/etc/wetread/wetread.toml"))
+    return next((place for place in places if place.is_file()), SHIPPED / "wetread.toml")
 
 
 def load_settings(path: Path) -> Settings:

@@ -1,0 +1,47 @@
+# Everything that is done by hand here, by name. `make` alone lists it.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+ARGS ?=
+STUDY ?=
+DATA ?= ../shared/data/train
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint train clean
+
+help: ## List what can be done
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## Make .venv with .venv/bin/wetread; again only when the requirements changed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "wetread needs Python 3.11 or newer, and '$(PYTHON)' is not: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--exit ends by itself, STUDY=dir sends yours)
+	$(VENV)/bin/wetread demo $(if $(STUDY),--study '$(STUDY)') $(ARGS)
+
+test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, PostgreSQL are installed where possible
+	@tests/services.sh
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: setup ## Check style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+train: setup ## Train the shipped models again (DATA=dir with the training sets; hours on a CPU)
+	$(VENV)/bin/python models/datalists.py --data '$(DATA)' --out build/datalists
+	for bundle in hippocampus lung_fields chest_xray; do \
+	  $(VENV)/bin/python -m monai.bundle run --config_file models/$$bundle/configs/train.json \
+	    --bundle_root models/$$bundle --dataset_dir '$(DATA)' --datalist build/datalists/$$bundle.json || exit 1; done
+
+clean: ## Remove what was made here: .venv, caches, the demo's folder
+	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
