@@ -18,11 +18,11 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from node import broker, clock, settings
 from node import log as logs
-from node.errors import WetreadError
+from node.errors import BrokerUnavailable, WetreadError
 from node.leash import leashed
 from node.settings import Settings, state_folder
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from workers.tasks import Desk
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("workers.app")  # run as a program, __name__ is __main__
 
 THREADS = {"read": 1, "send": 2}
 """Tasks at a time: one reading per device, and a slow destination must not hold up another."""
@@ -45,17 +45,30 @@ def make_app(url: str, desk: Desk) -> Celery:
     from workers import tasks
 
     app = broker.make_app(url)
-    app.task(name=broker.TASKS["read"])(lambda job_id: tasks.read(desk, job_id))
-    app.task(name=broker.TASKS["send"])(lambda delivery_id: tasks.send(desk, delivery_id))
+
+    def read(job_id: str) -> None:
+        tasks.read(desk, job_id)
+
+    def send(delivery_id: str) -> None:
+        tasks.send(desk, delivery_id)
+
+    for queue, work in (("read", read), ("send", send)):
+        app.task(name=broker.TASKS[queue], shared=False)(work)
     return app
 
 
 def run(config: Path, settings: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C: a process for each queue, started again when it dies.
 
-    Returns the exit status. Raises as `broker.resolve` does.
+    Returns the exit status. Raises `BrokerUnavailable` where there is none that another process could ring, and as
+    `broker.resolve` does.
     """
     with broker.resolve(settings, state_folder(settings)) as url:
+        if url == broker.MEMORY:
+            raise BrokerUnavailable(
+                "There is no broker through which the node could tell this worker of jobs; it did not start. Install "
+                "valkey-server or redis-server, set broker.url, or run the worker within the node (--with-worker)."
+            )
         return _watch(config, url)
 
 
@@ -75,17 +88,20 @@ def work(settings: Settings, url: str, queues: Sequence[str]) -> None:
         desk.db.close()
 
 
-def open_desk(settings: Settings, **options: Any) -> Desk:
-    """Open database and spool for a worker; `options` go to the `Desk`."""
+def open_desk(settings: Settings) -> Desk:
+    """Open database and spool for a worker; raises as they do."""
     from node.store.db import Database
     from node.store.spool import Spool
     from workers.reader import Reader
     from workers.tasks import Desk
 
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
-    worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-    options.setdefault("reader", Reader())
-    return Desk(settings, Database(settings.database.url), spool, worker=worker, **options)
+    return Desk(settings, Database(settings.database.url), spool, Reader(), worker_name())
+
+
+def worker_name() -> str:
+    """Return a name for leases that no other worker has, on any machine and after any restart."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
@@ -130,21 +146,20 @@ def _watch(config: Path, url: str) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, told)
-    queues = [["read", "send"]] if url == broker.MEMORY else [["read"], ["send"]]
-    children = {tuple(names): _start(config, url, names) for names in queues}
-    while not stop.wait(0.5):
-        for names, child in children.items():
+    children = {queue: _start(config, url, queue) for queue in THREADS}
+    while not stop.wait(0.2):
+        for queue, child in children.items():
             if child.poll() is not None:
-                log.error("The worker for %s ended with status %d; it is started again.", names, child.returncode)
+                log.error("The worker for %s ended with status %d; it is started again.", queue, child.returncode)
                 stop.wait(1.0)
-                children[names] = _start(config, url, names)
+                children[queue] = _start(config, url, queue)
     _end(list(children.values()))
     return 0
 
 
-def _start(config: Path, url: str, queues: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start the process for `queues`; it ends when this one does."""
-    command = [sys.executable, "-P", "-m", "workers.app", "--config", str(config), *(f"--queue={q}" for q in queues)]
+def _start(config: Path, url: str, queue: str) -> subprocess.Popen[bytes]:
+    """Start the process for `queue`; it ends when this one does."""
+    command = [sys.executable, "-P", "-m", "workers.app", "--config", str(config), "--queue", queue]
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     # The URL may hold a password: the environment is ours alone, the command line is everybody's.
     env = os.environ | {broker.ENVIRONMENT: url, "PYTHONPATH": path}

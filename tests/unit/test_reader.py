@@ -177,11 +177,11 @@ def test_a_thread_that_ends_does_not_take_the_child_along(reader: Reader, tmp_pa
 def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
     reader = Reader((*COMMAND, "good"))
     reader.read(request(tmp_path, "exit"), 30)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         reader.read(request(tmp_path, "exit"), 30)
     reader.stop()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and oom_score_adj are Linux only")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def spool(tmp_path: Path) -> Spool:
     return Spool(tmp_path / "spool", 0)
 
 
-def complete(db: Database, spool: Spool, *keywords: dict[str, object]) -> str:
+def complete(db: Database, spool: Spool, *keywords: Mapping[str, object]) -> str:
     study_uid = str(header().StudyInstanceUID)
     studies.register(db, [received(spool, header(StudyInstanceUID=study_uid, **k)) for k in keywords])
     assert studies.complete(db, study_uid, 2000.0, "quiet") == 1

@@ -39,7 +39,10 @@ def only(choices: list[Choice]) -> Choice:
         ({"SOPClassUID": EncapsulatedPDFStorage}, "Encapsulated PDF is not an image"),
         ({"SOPClassUID": TwelveLeadECGWaveformStorage}, "12-lead ECG Waveform is not an image"),
         ({"SOPClassUID": RTImageStorage}, "RT Image is not an image that a network reads"),
-        ({"SOPClassUID": VideoPhotographicImageStorage}, "Video Photographic Image is not an image that a network reads"),
+        (
+            {"SOPClassUID": VideoPhotographicImageStorage},
+            "Video Photographic Image is not an image",
+        ),
         ({"SOPClassUID": "1.3.46.670589.5.0.1"}, "SOP class 1.3.46.670589.5.0.1 is not an image"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "it is a localizer"),
         (

