@@ -18,6 +18,7 @@ from node.errors import BundleError, Permanent
 from node.findings import Volume
 from tests.unit.phantom import ORIENTATIONS, body, classifier, film, save, segmenter, stack
 from workers.load.series import load
+from workers.predict import device
 from workers.predict.network import Network, to_image
 
 
@@ -125,8 +126,23 @@ def test_a_transform_that_fails_is_named(tmp_path: Path) -> None:
         network(segmenter(tmp_path / "phantom", preprocessing=broken)).read(volume(tmp_path))
 
 
-@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
-def test_a_device_that_is_not_there_is_named(device: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     bundle = classifier(tmp_path / "phantom")
-    with pytest.raises(Permanent, match=f'worker.device is "{device}"'):
-        Network(bundle, device, bundle.digest)
+    with pytest.raises(Permanent, match=f'worker.device is "{name}"'):
+        Network(bundle, name, bundle.digest)
+
+
+def test_half_of_the_processors_compute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(device, "cores", lambda: 6)
+    try:
+        device.choose("cpu")
+        assert torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        monkeypatch.setattr(device, "cores", lambda: 2)
+        device.choose("cpu")
+        assert torch.get_num_threads() == 3  # the admin has said how many; torch read it at start
+    finally:
+        torch.set_num_threads(before)
