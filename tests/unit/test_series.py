@@ -75,6 +75,21 @@ def test_a_slice_sent_twice_under_two_uids_counts_once(tmp_path: Path) -> None:
     assert np.array_equal(volume.pixels, body())
 
 
+def test_an_instance_sent_twice_counts_once(tmp_path: Path) -> None:
+    one = film(body()[5])
+    assert len(load(save([one, one], tmp_path / "films"), 2)) == 1
+    datasets = stack(body())
+    [volume] = load(save([*datasets, datasets[3]], tmp_path / "slices"), 3)
+    assert np.array_equal(volume.pixels, body())
+
+
+def test_one_uid_with_two_pictures_is_refused(tmp_path: Path) -> None:
+    one, other = film(body()[5]), film(body()[6])
+    other.SOPInstanceUID = one.SOPInstanceUID
+    with pytest.raises(Unsuitable, match=f"instance {one.SOPInstanceUID} was sent twice with different pixels"):
+        load(save([one, other], tmp_path), 2)
+
+
 def test_two_b_values_in_one_series_are_refused(tmp_path: Path) -> None:
     datasets = [*stack(body(), DiffusionBValue=0.0), *stack(body() // 2, DiffusionBValue=1000.0)]
     with pytest.raises(Unsuitable, match=r"different pictures of the same place, z = 7\.0 mm"):

@@ -29,11 +29,22 @@ def load(paths: Sequence[Path], dimensions: Literal[2, 3]) -> list[Volume]:
     2: one `Volume` of a single slice per film or frame, by Instance Number. 3: exactly one `Volume`.
     Raises `Unsuitable` naming instances and positions; OSError where a file cannot be read.
     """
-    images = sorted((open_image(Path(path)) for path in paths), key=lambda image: image.order)
+    opened = (open_image(Path(path)) for path in paths)
+    images = _once(sorted(opened, key=lambda image: image.order))
     _require_room(images)
     if dimensions == 2:
         return [_film(image, frame, stored) for image in images for frame, stored in _frames(image)]
     return [_volume([image for image in images if not image.is_localizer] or images)]
+
+
+def _once(images: Sequence[Image]) -> list[Image]:
+    """One image per SOP Instance: what was sent twice counts once, unless the pixels differ."""
+    kept: dict[str, Image] = {}
+    for image in images:
+        first = kept.setdefault(image.order[1], image)
+        if first.ds.PixelData != image.ds.PixelData:
+            raise Unsuitable(f"{image.name} was sent twice with different pixels")
+    return list(kept.values())
 
 
 def _require_room(images: Sequence[Image]) -> None:
