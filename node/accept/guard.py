@@ -1,8 +1,8 @@
 """The transport's limits, below the DICOM Upper Layer (PS3.8 §9.3): size, time and memory of what a peer may send.
 
-Three guards. `Vestibule`: a connection costs a file descriptor and a few bytes, no thread, until its whole first PDU
-is there. `GuardedSocket`: no PDU is read that is longer than agreed or slower than its deadline. `GuardedDIMSE`: no
-message grows without bound, and a message that cannot be understood ends its association, not a thread.
+`GuardedSocket`: no PDU is read that is longer than agreed or slower than its deadline. `GuardedDIMSE`: no message
+grows without bound. `GuardedStateMachine`: what a peer sends may end its association, never a thread. Before all of
+them is the vestibule (`vestibule.py`), where connections wait for their first PDU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.fsm import StateMachine
+from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 from pynetdicom.transport import AssociationSocket
 
 from node.accept.precheck import MAX_OBJECT
@@ -179,6 +180,36 @@ class GuardedDIMSE(DIMSEServiceProvider):
             dataset += 0 if pdv[0] & 1 else len(pdv) - 1
         if dataset > self._limits.dataset or command > self._limits.command_set:
             raise ProtocolViolation("the message is larger than the node takes")
+
+
+class GuardedStateMachine(StateMachine):
+    """The Upper Layer's state machine; an action that fails on what a peer sent ends the association, not a thread."""
+
+    _requested = False
+
+    def do_action(self, event: str) -> None:
+        """Do the action of `event` (PS3.8 Table 9-10); on a failure say A-ABORT, close, and let both threads end."""
+        try:
+            super().do_action(event)
+        except Exception as error:  # a border: pynetdicom would let the exception end its thread
+            self._give_up(error)
+        self._requested = self._requested or self.current_state == "Sta3"
+        if not self._requested and self.current_state in ("Sta1", "Sta13"):
+            # The association waits for its request, which will not come; None is what its timeout would give it.
+            to_user: Any = self.dul.to_user_queue
+            to_user.put(None)
+
+    def _give_up(self, error: Exception) -> None:
+        dul = self.dul
+        extra = _extra(dul.assoc) | {"error": describe(error)}
+        logger.warning("A PDU cannot be understood; the association is aborted.", extra=extra)
+        dul.kill_dul()
+        if dul.socket is not None:
+            dul.socket.send(abort_pdu(INVALID_PARAMETER))
+            dul.socket._shutdown_socket()
+        self.current_state = "Sta1"
+        if dul.assoc.is_established:
+            dul.to_user_queue.put(A_P_ABORT())
 
 
 def close(connection: socket.socket) -> None:

@@ -19,7 +19,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationServer, RequestHandler
 
-from node.accept.guard import GuardedDIMSE, GuardedSocket, Limits, close
+from node.accept.guard import GuardedDIMSE, GuardedSocket, GuardedStateMachine, Limits, close
 from node.accept.vestibule import Address, Vestibule
 from node.log import describe
 
@@ -137,6 +137,7 @@ class _Handler(RequestHandler):
         assoc.dul.event_queue.get_nowait()  # the stock socket announced the connection; ours does so again
         assoc.dul.socket = None
         assoc.set_socket(GuardedSocket(assoc, self.request, self.server.limits, self.first))
+        assoc.dul.state_machine = GuardedStateMachine(assoc.dul)
         assoc.dul.daemon = True
         assoc.dimse = GuardedDIMSE(assoc, self.server.limits)
         return assoc

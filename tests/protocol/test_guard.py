@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import random
 import struct
 import threading
 import time
@@ -140,6 +141,19 @@ def test_a_violation_ends_the_association_and_nothing_else(node: Node, message: 
     assert settle(threads - 2) <= threads - 2  # both threads of the association are gone
     assert "Thread" not in errors.getvalue()
     assert node.echo() == 0x0000
+
+
+def test_mangled_association_requests_end_no_thread(node: Node, errors: io.StringIO) -> None:
+    noise, sound = random.Random(8), associate_rq()  # noqa: S311 - the same noise every time
+    threads = threading.active_count()
+    for _ in range(150):
+        mangled = bytearray(sound)
+        for _ in range(noise.randint(1, 8)):
+            mangled[noise.randrange(6, len(mangled))] = noise.choice([0, 1, 2, 0x7F, 0x80, 0xFF])
+        connect(node.port, bytes(mangled)).close()
+    assert node.echo() == 0x0000
+    assert settle(threads) <= threads
+    assert "Thread" not in errors.getvalue()
 
 
 def test_a_pdu_that_stops_in_the_middle_is_cut(node: Node) -> None:
