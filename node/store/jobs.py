@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -15,38 +15,13 @@ from node.states import DeliveryState, JobState
 from node.store import leases
 from node.store.db import Database, history, move, record, rows
 from node.store.leases import FREE, JOBS
+from node.store.ordering import LISTS
+from node.store.ordering import NewJob as NewJob
 
 BACK_OFF_S = (5.0, 15.0, 60.0, 300.0, 900.0)
 """How long a job rests after its first, second, … failed attempt; the last value holds from then on."""
 LEASE_S = 30.0
-_LISTS = ("results", "send_to", "instances")
-"""Columns that hold a JSON list."""
 MAX_ATTEMPTS = 3
-
-
-@dataclass(frozen=True)
-class NewJob:
-    """A job as the router orders it; `results` names the kinds of Evidence Document, `send_to` the destinations.
-
-    `instances` names the SOP Instances of the series to be read; none named: all of them.
-    """
-
-    study_instance_uid: str
-    revision: int
-    series_instance_uid: str
-    bundle: str
-    bundle_version: str
-    bundle_digest: str
-    route: str
-    results: tuple[str, ...]
-    send_to: tuple[str, ...]
-    instances: tuple[str, ...] = field(default=(), kw_only=True)
-
-    @property
-    def job_id(self) -> str:
-        """The id that belongs to the job's unique key: ordered twice, it is one job."""
-        key = (self.study_instance_uid, str(self.revision), self.series_instance_uid)
-        return uids.derive_id("job", *key, self.bundle, self.bundle_version, self.bundle_digest)
 
 
 @dataclass(frozen=True)
@@ -69,11 +44,6 @@ class Document:
     path: str
     sha256: str
     size: int
-
-
-def insert(connection: sa.Connection, jobs: Iterable[NewJob], now: float) -> int:
-    """Insert jobs that are not there yet; return how many were new. Part of the router's transaction."""
-    return sum(_insert(connection, job, now) for job in _merged(jobs))
 
 
 def to_ring(db: Database, now: float, again_after: float, limit: int = 1000) -> list[str]:
@@ -278,42 +248,5 @@ def _file(connection: sa.Connection, claimed: Claimed, document: Document, now: 
             record(connection, "delivery", delivery_id, "", DeliveryState.PENDING, now, reason)
 
 
-def _insert(connection: sa.Connection, job: NewJob, now: float) -> bool:
-    values = asdict(job) | {name: json.dumps(getattr(job, name)) for name in _LISTS}
-    made = connection.execute(
-        sa.text(
-            "INSERT INTO job (id, study_instance_uid, revision, series_instance_uid, bundle, bundle_version, "
-            "bundle_digest, route, results, send_to, instances, state, created_at, updated_at) VALUES (:id, "
-            ":study_instance_uid, :revision, :series_instance_uid, :bundle, :bundle_version, :bundle_digest, :route, "
-            ":results, :send_to, :instances, 'QUEUED', :now, :now) ON CONFLICT DO NOTHING"
-        ),
-        {**values, "id": job.job_id, "now": now},
-    )
-    if made.rowcount == 1:
-        record(connection, "job", job.job_id, "", JobState.QUEUED, now, f"route {job.route}")
-    return made.rowcount == 1
-
-
-def _merged(jobs: Iterable[NewJob]) -> list[NewJob]:
-    """Two routes may order the same job: one job on all their instances, with the results and destinations of both."""
-    merged: dict[str, NewJob] = {}
-    for job in jobs:
-        other = merged.setdefault(job.job_id, job)
-        if other is not job:
-            merged[job.job_id] = replace(
-                other,
-                route=", ".join(dict.fromkeys((*other.route.split(", "), job.route))),
-                results=tuple(dict.fromkeys((*other.results, *job.results))),
-                send_to=tuple(dict.fromkeys((*other.send_to, *job.send_to))),
-                instances=_union(other.instances, job.instances),
-            )
-    return list(merged.values())
-
-
-def _union(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
-    """Join two choices of instances; none named means all, and all stays all."""
-    return tuple(dict.fromkeys((*one, *other))) if one and other else ()
-
-
 def _decoded(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, **{name: tuple(json.loads(row[name])) for name in _LISTS}}
+    return {**row, **{name: tuple(json.loads(row[name])) for name in LISTS}}

@@ -13,7 +13,7 @@ from node.errors import NotFound
 from node.states import StudyState as S
 from node.store import deliveries, jobs
 from node.store.db import Database, history, move, rows
-from node.store.jobs import NewJob
+from node.store.ordering import NewJob, insert
 from node.store.registration import Received as Received
 from node.store.registration import hold
 from node.store.registration import register as register
@@ -142,7 +142,7 @@ def routed(db: Database, study_uid: str, revision: int, new_jobs: Sequence[NewJo
             return False
         if not new_jobs:
             move(connection, "study", study_uid, S.ROUTED, S.DONE, now, reason)
-        jobs.insert(connection, new_jobs, now)
+        insert(connection, new_jobs, now)
     return True
 
 

@@ -47,8 +47,8 @@ def test_kill_minus_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> Non
     for sha256, path, size in acknowledged:
         assert spool.verify(path, sha256), f"{path} was acknowledged and is lost or damaged"
         assert spool.path(path).stat().st_size == int(size)
-    for path in spool.instances():
-        assert dataset_sha256(path) == path.stem, f"{path.name} is half-written under a final name"
+    for found in spool.instances():
+        assert dataset_sha256(found) == found.stem, f"{found.name} is half-written under a final name"
     spool.sweep_tmp(0)
     assert list((root / "tmp").iterdir()) == []
 

@@ -37,7 +37,6 @@ print("done")
 
 def test_six_processes_write_without_one_failure(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/wetread.db"
-    Database(url).close()
     command = [sys.executable, "-c", _WRITER, url]
     writers = [
         subprocess.Popen(
@@ -76,6 +75,23 @@ def test_threads_of_one_process_take_turns(database: Database) -> None:
     assert failures == []
     with database.reader() as connection:
         assert [len(history(connection, "study", f"thread {n}")) for n in range(6)] == [20] * 6
+
+
+def test_a_database_that_many_open_for_the_first_time_is_made_once(database_url: str) -> None:
+    start, opened = threading.Barrier(6), []
+
+    def open_it() -> None:
+        start.wait()
+        opened.append(Database(database_url))
+
+    threads = [threading.Thread(target=open_it) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(opened) == 6
+    for db in opened:
+        db.close()
 
 
 def test_sqlite_commits_survive_a_power_cut(tmp_path: Path) -> None:

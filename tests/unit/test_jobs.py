@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from node.errors import NotFound
-from node.store import deliveries, jobs, studies
+from node.store import deliveries, jobs, leases, studies
 from node.store.db import Database
 from tests.unit.rows import SERIES, STUDY, document, new_job, received, routed, running, state_of
 
@@ -55,6 +56,20 @@ def test_a_heartbeat_keeps_the_lease(database: Database) -> None:
     assert not jobs.heartbeat(database, claimed.id, "w1", claimed.fence + 1, 225.0)
     assert jobs.expire(database, 255.5) == 1
     assert not jobs.heartbeat(database, claimed.id, "w1", claimed.fence, 256.0)
+
+
+def test_a_heartbeat_that_comes_at_the_last_moment_counts(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed = running(database, now=200.0)
+    lapsed = leases.lapsed
+
+    def lapsed_but_alive(*arguments: Any) -> list[dict[str, Any]]:
+        found = lapsed(*arguments)
+        assert jobs.heartbeat(database, claimed.id, "w1", claimed.fence, 231.0)
+        return found
+
+    monkeypatch.setattr(leases, "lapsed", lapsed_but_alive)
+    assert jobs.expire(database, 231.0) == 0
+    assert state_of(database, "job", claimed.id) == "RUNNING"
 
 
 def test_a_worker_that_lost_its_lease_changes_nothing(database: Database) -> None:

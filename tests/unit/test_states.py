@@ -107,7 +107,7 @@ class Node:
 
     def took(self, row_id: str, worker: str, fence: int, lease: float) -> None:
         """Check a claim that was granted against all that came before."""
-        seen = [c.fence for _, c in [*self.claims, *self.sends] if c.id == row_id]
+        seen = [c.fence for _, c in self.claims if c.id == row_id] + [c.fence for _, c in self.sends if c.id == row_id]
         assert fence > max(seen, default=0), "fences strictly increase"
         assert row_id not in self.holds, "two workers hold one row"
         self.holds[row_id] = (worker, fence, self.now + lease)
