@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from node.bundles import Bundle
+from node.bundles import SHIPPED, Bundle
+from node.bundles import load as load_bundle
 from node.clock import to_datetime
 from node.errors import Permanent
 from node.findings import Segmentation, Volume
@@ -72,6 +76,26 @@ def test_segments_carry_what_the_bundle_says_of_them(tmp_path: Path) -> None:
     assert not part.is_empty
     assert empty.is_empty
     assert empty.measurements == ()
+
+
+def test_the_node_reads_what_monai_bundle_run_reads(tmp_path: Path) -> None:
+    bundle = load_bundle(SHIPPED / "hippocampus")
+    shape = (30, 44, 37)
+    noise = np.random.default_rng(2).integers(0, 300, shape).astype(np.uint16)
+    noise[8:22, 10:34, 9:27] += 400
+    [volume] = load(save(stack(noise, ORIENTATIONS["oblique"], (1.3, 1.2, 0.9)), tmp_path / "in"), 3)
+    [found] = segment(bundle, [volume])
+    ras = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.affine_mm
+    nib.save(nib.Nifti1Image(volume.pixels.transpose(2, 1, 0), ras), tmp_path / "same.nii.gz")
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(bundle.folder)]
+    command += ["--config_file", str(bundle.folder / "configs" / "inference.json")]
+    command += ["--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    [written] = (tmp_path / "out").rglob("*.nii.gz")
+    theirs = np.asarray(nib.load(written).dataobj).transpose(2, 1, 0)
+    assert found.labels.any()
+    # NIfTI keeps the affine in single precision, which may move a voxel on a border.
+    assert (theirs != found.labels).mean() < 1e-4
 
 
 @pytest.mark.parametrize(
