@@ -10,7 +10,7 @@ from pathlib import Path
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from node.settings import Destination, Settings
+from node.settings import Destination, NodeSettings, Settings
 from node.store import deliveries, jobs, studies
 from node.store.db import Database
 from node.store.jobs import Document, NewJob
@@ -46,7 +46,7 @@ def make_node(folder: Path, port: int, commitment: bool = False, retry: float = 
     destination = Destination.model_construct(
         kind="dimse", host="127.0.0.1", port=port, ae_title="SIM_PACS", commitment=commitment, retry=retry
     )
-    settings = Settings.model_construct(destination={"pacs": destination})
+    settings = Settings.model_construct(node=NodeSettings(port=0), destination={"pacs": destination})
     return Node(Database(f"sqlite:///{folder / 'wetread.db'}"), Spool(folder / "spool", refuse_below=0), settings)
 
 

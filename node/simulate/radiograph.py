@@ -50,8 +50,7 @@ def _attenuation(grid: Grid, body: Thorax, opacity: Lobe | None, rng: np.random.
     density = 1 + texture
     lung = body.lung * MU_LUNG * density
     if opacity:
-        filled = _consolidation(grid, opacity, rng) * (body.lung_fields > 0)
-        lung = lung + filled * body.lung * (0.62 * MU_SOFT)
+        lung = lung + _consolidation(grid, opacity, rng) * body.lung * (0.40 * MU_SOFT)
     tissue = body.soft * MU_SOFT * (1 + 0.006 * _noise(grid, rng, 9.0) + 0.003 * _noise(grid, rng, 2.5))
     marrow = 1 + 0.10 * _noise(grid, rng, 0.9)
     return np.asarray(tissue + lung + body.bone * MU_BONE * marrow + _marker(grid), np.float32)
@@ -67,8 +66,8 @@ def _consolidation(grid: Grid, lobe: Lobe, rng: np.random.Generator) -> Map:
     """Return 0..1, the share of air spaces that are filled: a lobe with a soft, patchy edge."""
     x, y, wide, high = _LOBES[lobe]
     away = np.hypot((grid.x - x) / wide, (grid.y - y) / high)
-    ragged = away + 0.16 * _noise(grid, rng, 12.0) + 0.07 * _noise(grid, rng, 4.0)
-    return np.asarray(1 / (1 + np.exp((ragged - 0.85) / 0.13)), np.float32)
+    ragged = away + 0.20 * _noise(grid, rng, 9.0) + 0.12 * _noise(grid, rng, 3.0)
+    return np.asarray(1 / (1 + np.exp((ragged - 0.80) / 0.16)), np.float32)
 
 
 def _marker(grid: Grid) -> Map:

@@ -193,7 +193,7 @@ def _mediastinum(grid: Grid, build: Build) -> Map:
     arch = 62 * _ellipse(grid, (17, 122), (20, 21))
     aorta = 30 * _column(grid, [(112, 23, 10), (160, 21, 11), (300, 12, 11)])
     pedicle = 74 * _column(grid, _PEDICLE)
-    crus = 70 * _ellipse(grid, (8, 266), (62, 22))
+    crus = 70 * _ellipse(grid, (26, 266), (50, 20))
     fat_pad = 18 * _ellipse(grid, (86, 258), (26, 15))
     parts = [ventricles, outflow, atrium, trunk, arch, pedicle, crus]
     merged = np.sum([part**4 for part in parts], axis=0) ** 0.25  # a soft maximum: one silhouette runs into the next

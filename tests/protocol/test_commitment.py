@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, evt
 from pynetdicom.sop_class import StorageCommitmentPushModel
 
+from node.accept.listener import serve
 from node.simulate.faults import Fault
 from node.simulate.pacs import Pacs
 from node.store import deliveries
@@ -42,34 +41,16 @@ def wait_for(node: Node, states: set[str], timeout: float = 10.0) -> None:
 
 
 @contextmanager
-def our_listener(node: Node) -> Iterator[int]:
-    """Our side of the new association: the role of SCU, offered to the PACS that proposes to be SCP."""
-
-    def on_report(event: Any) -> tuple[int, None]:
-        report = commitment.read_report(event.event_information)
-        deliveries.committed(node.db, report.transaction_uid, report.stored, report.failed, node.at)
-        return 0x0000, None
-
-    ae = AE("WETREAD")
-    syntaxes = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-    ae.add_supported_context(StorageCommitmentPushModel, syntaxes, scu_role=True, scp_role=True)
-    handlers = [(evt.EVT_N_EVENT_REPORT, on_report)]
-    server = ae.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
-    assert server is not None
-    try:
-        yield server.server_address[1]
-    finally:
-        ae.shutdown()
-
-
-@contextmanager
 def pair(folder: Path, report: Literal["new", "same", "never"], **options: Any) -> Iterator[tuple[Node, Pacs]]:
     with Pacs(folder / "pacs", report=report, **options) as pacs:
         node = make_node(folder, pacs.port, commitment=True)
-        with our_listener(node) as port:
-            pacs.peers["WETREAD"] = ("127.0.0.1", port)
+        listener = serve(node.settings, node.db, node.spool)  # ours: where reports on a new association arrive
+        pacs.peers["WETREAD"] = ("127.0.0.1", listener.port)
+        try:
             yield node, pacs
-        node.db.close()
+        finally:
+            listener.stop()
+            node.db.close()
 
 
 @pytest.mark.parametrize("report", ["same", "new"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -132,3 +133,23 @@ def test_files_survive_the_way_through_a_file(film: tuple[Dataset, NDArray[np.ui
     again = pydicom.dcmread(BytesIO(part10(ds)))
     assert again == ds
     assert again.file_meta.TransferSyntaxUID == "1.2.840.10008.1.2.1"
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_lung_fields_model_finds_the_lungs_of_a_film_it_never_saw(seed: int, tmp_path: Path) -> None:
+    from node import bundles
+    from workers.load.series import load
+    from workers.predict import reading
+    from workers.predict.network import Network
+
+    folder = Path(__file__).resolve().parents[2] / "models" / "lung_fields"
+    if not list((folder / "models").glob("model.*")):
+        pytest.skip("lung_fields has no weights")
+    bundle = bundles.load(folder)
+    ds, truth = chest_film(seed)
+    path = tmp_path / "film.dcm"
+    path.write_bytes(part10(ds))
+    (volume_read,) = load([path], 2)
+    found = reading.read(Network(bundle, "cpu", bundle.digest), [volume_read], bundle, datetime.now(UTC))
+    labels = found.segmentations[0].labels[0] > 0
+    assert 2 * (labels & (truth > 0)).sum() / (labels.sum() + (truth > 0).sum()) >= 0.9
