@@ -1,0 +1,193 @@
+"""Turn the files `evaluate.json` wrote into the figures of a bundle: one value and its 95 % interval per cohort.
+
+    python models/figures.py segmentation --datalist FILE --evaluation DIR --out models/X/docs/metrics.json --parts NAME …
+    python models/figures.py classification --datalist FILE --validation DIR --evaluation DIR --out …/metrics.json
+    python models/figures.py calibration --datalist FILE --validation DIR
+
+`calibration` reads validation patients evaluated with temperature 1 and prints the temperature and threshold that
+`classification` records. Intervals resample patients, not images, because images of one patient are alike.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize_scalar
+from sklearn.metrics import roc_auc_score, roc_curve
+
+SEED = 20
+RESAMPLES = 1000
+
+Array: TypeAlias = NDArray[np.float64]
+Case: TypeAlias = Mapping[str, Any]
+Statistic: TypeAlias = Callable[[Array], float]
+
+
+def cases(datalist: Path, part: str) -> dict[str, Case]:
+    """Return the cases of one part by file name, the name `evaluate.json` writes them under."""
+    return {Path(case["image"]).name: case for case in json.loads(datalist.read_text(encoding="utf-8"))[part]}
+
+
+def interval(values: Array, patients: Sequence[str], statistic: Statistic) -> dict[str, Any]:
+    """Return `statistic` over the rows of `values` and its 95 % bootstrap interval over patients.
+
+    A resample the statistic is not defined on (one class only) counts for nothing.
+    """
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    rows = [np.flatnonzero(index == number) for number in range(len(names))]
+    random = np.random.default_rng(SEED)
+    draws = (random.integers(len(names), size=len(names)) for _ in range(RESAMPLES))
+    found = [statistic(values[np.concatenate([rows[n] for n in draw])]) for draw in draws]
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return {"value": _short(statistic(values)), "ci95": [_short(low), _short(high)]}
+
+
+def _short(value: float) -> float:
+    return round(float(value), 4)
+
+
+def by_cohort(names: Sequence[str], known: Mapping[str, Case]) -> dict[str, list[int]]:
+    """Return the rows of each cohort, and of all cases together where there are several cohorts."""
+    found: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        found.setdefault(known[name]["cohort"], []).append(row)
+    return found if len(found) == 1 else {**dict(sorted(found.items())), "all": list(range(len(names)))}
+
+
+def segmentation(datalist: Path, evaluation: Path, parts: Sequence[str]) -> dict[str, Any]:
+    """Return mean Dice and 95th percentile of the surface distance (voxels) of each part, per cohort of the test patients."""
+    known = cases(datalist, "test")
+    figures: dict[str, Any] = {}
+    for metric, title in (("dice", "dice"), ("hd95", "hausdorff95_voxels")):
+        names, values = _read_scores(evaluation / f"{metric}_raw.csv", len(parts))
+        for cohort, rows in by_cohort(names, known).items():
+            patients = [known[names[row]]["patient"] for row in rows]
+            entry = figures.setdefault(cohort, {"images": len(rows), "patients": len(set(patients))})
+            entry[title] = {
+                part: interval(values[rows, column], patients, lambda v: float(np.mean(v)))
+                for column, part in enumerate(parts)
+            }
+    return {"part": "test", "cohorts": figures}
+
+
+def _read_scores(path: Path, columns: int) -> tuple[list[str], Array]:
+    with path.open(newline="", encoding="utf-8") as file:
+        lines = list(csv.reader(file))[1:]
+    return [Path(line[0]).name for line in lines], np.array([[float(v) for v in line[1 : columns + 1]] for line in lines])
+
+
+def _read_probabilities(folder: Path, known: Mapping[str, Case]) -> tuple[list[str], Array]:
+    """Return file names and an array (images, 2) of truth and probability."""
+    with (folder / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        lines = [(Path(line[0]).name, float(line[1])) for line in csv.reader(file)]
+    names = [name for name, _ in lines]
+    return names, np.array([[known[name]["label"], probability] for name, probability in lines])
+
+
+def logit(probability: Array) -> Array:
+    """Return the logit of probabilities, kept finite."""
+    kept = np.clip(probability, 1e-7, 1 - 1e-7)
+    return np.asarray(np.log(kept / (1 - kept)))
+
+
+def temperature_of(truth: Array, logits: Array) -> float:
+    """Return the temperature that minimizes the log loss (Guo et al. 2017)."""
+
+    def loss(log_temperature: float) -> float:
+        scaled = logits / np.exp(log_temperature)
+        return float(np.mean(np.logaddexp(0, scaled) - truth * scaled))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
+def threshold_of(truth: Array, probability: Array) -> float:
+    """Return the threshold with the highest sensitivity + specificity (Youden's J)."""
+    false_positive, true_positive, thresholds = roc_curve(truth, probability)
+    return float(min(1.0, thresholds[int(np.argmax(true_positive - false_positive))]))
+
+
+def calibration_error(pairs: Array, bins: int = 10) -> float:
+    """Return the expected calibration error of (truth, probability) rows, in bins of equal width."""
+    place = np.minimum((pairs[:, 1] * bins).astype(int), bins - 1)
+    filled = [pairs[place == number] for number in np.unique(place)]
+    return float(sum(len(rows) * abs(np.mean(rows[:, 0]) - np.mean(rows[:, 1])) for rows in filled) / len(pairs))
+
+
+def _auc(pairs: Array) -> float:
+    return float(roc_auc_score(pairs[:, 0], pairs[:, 1])) if 0 < pairs[:, 0].mean() < 1 else float("nan")
+
+
+def _rate(truth: int, threshold: float) -> Statistic:
+    """Return sensitivity (truth 1) or specificity (truth 0) at a threshold as a statistic."""
+
+    def statistic(pairs: Array) -> float:
+        kept = pairs[pairs[:, 0] == truth, 1] >= threshold
+        return float(np.mean(kept == bool(truth))) if len(kept) else float("nan")
+
+    return statistic
+
+
+def classification(datalist: Path, validation: Path, evaluation: Path) -> dict[str, Any]:
+    """Return temperature and threshold chosen on validation, and what they give on the test patients per cohort."""
+    chosen = calibration(datalist, validation)
+    known = cases(datalist, "test")
+    names, pairs = _read_probabilities(evaluation, known)
+    statistics: dict[str, Statistic] = {
+        "auc": _auc,
+        "sensitivity": _rate(1, chosen["threshold"]),
+        "specificity": _rate(0, chosen["threshold"]),
+        "calibration_error": calibration_error,
+    }
+    figures: dict[str, Any] = {}
+    for cohort, rows in by_cohort(names, known).items():
+        patients = [known[names[row]]["patient"] for row in rows]
+        figures[cohort] = {
+            "images": len(rows),
+            "patients": len(set(patients)),
+            "abnormal": int(pairs[rows, 0].sum()),
+            **{name: interval(pairs[rows], patients, statistic) for name, statistic in statistics.items()},
+        }
+    return {"chosen_on_validation": chosen, "part": "test", "cohorts": figures}
+
+
+def calibration(datalist: Path, validation: Path) -> dict[str, float]:
+    """Return temperature, threshold and calibration error before and after, from validation at temperature 1."""
+    _, pairs = _read_probabilities(validation, cases(datalist, "validation"))
+    truth, logits = pairs[:, 0], logit(pairs[:, 1])
+    temperature = round(temperature_of(truth, logits), 3)
+    scaled = np.asarray(1 / (1 + np.exp(-logits / temperature)))
+    return {
+        "temperature": temperature,
+        "threshold": round(threshold_of(truth, scaled), 3),
+        "calibration_error_before": _short(calibration_error(pairs)),
+        "calibration_error": _short(calibration_error(np.column_stack([truth, scaled]))),
+    }
+
+
+def main() -> None:
+    """Compute the figures asked for; write them to `--out`, or print them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("segmentation", "classification", "calibration"))
+    parser.add_argument("--datalist", type=Path, required=True, help="list written by datalists.py")
+    parser.add_argument("--evaluation", type=Path, help="output_dir of evaluate.json on the test patients")
+    parser.add_argument("--validation", type=Path, help="output_dir of evaluate.json --part validation --temperature 1.0")
+    parser.add_argument("--parts", nargs="+", default=[], help="names of the segments, in the order of their values")
+    parser.add_argument("--out", type=Path, help="file to write instead of printing")
+    options = parser.parse_args()
+    if options.kind == "segmentation":
+        figures = segmentation(options.datalist, options.evaluation, options.parts)
+    elif options.kind == "classification":
+        figures = classification(options.datalist, options.validation, options.evaluation)
+    else:
+        figures = calibration(options.datalist, options.validation)
+    text = json.dumps(figures, indent=1) + "\n"
+    print(text, end="") if options.out is None else options.out.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
