@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from node import broker, clock, settings
 from node import log as logs
@@ -36,6 +36,7 @@ log = logging.getLogger("workers.app")  # run as a program, __name__ is __main__
 THREADS = {"read": 1, "send": 2}
 """Tasks at a time: one reading per device, and a slow destination must not hold up another."""
 COMMIT_EVERY_S = 5.0
+TURN_S = 0.05
 STOP_WITHIN_S = 20.0
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,6 +113,7 @@ def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
         desk.stopping.set()
 
     worker_shutting_down.connect(stop, weak=False)
+    app.steps["worker"].add(_awake())
     app.Worker(
         queues=list(queues),
         pool="threads",  # a forked child could not use CUDA; ours is spawned by the Reader
@@ -123,6 +125,24 @@ def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
         without_heartbeat=True,
         quiet=True,
     ).start()
+
+
+def _awake() -> type:
+    """Return the bootstep that lets the worker look for messages as soon as it is idle.
+
+    Without prefetch, kombu asks Redis again only when its event loop turns, and an idle loop sleeps for a second:
+    measured 0.9 s from ring to claim, and 0.004 s with this timer.
+    """
+    from celery import bootsteps
+
+    class Awake(bootsteps.StartStopStep):  # type: ignore[misc]  # celery is untyped
+        requires = ("celery.worker.components:Hub",)
+
+        def start(self, parent: Any) -> None:
+            if parent.use_eventloop:
+                parent.hub.call_repeatedly(TURN_S, lambda: None)
+
+    return Awake
 
 
 def _commit(desk: Desk, done: threading.Event) -> None:

@@ -125,6 +125,30 @@ def test_fifty_messages_for_one_job_make_one_reading(site: Site) -> None:
     assert (job["attempts"], len(job["evidence"])) == (1, 1)
 
 
+def test_an_idle_worker_takes_a_job_at_once(site: Site) -> None:
+    waited = []
+    with site.worker("good"):
+        for _ in range(6):
+            job_id, rung_at = site.queue(), clock.now()
+            site.tick()
+            site.until(lambda job_id=job_id: site.state(job_id) == "REPORTED")  # type: ignore[misc]
+            history = jobs.show(site.db, job_id)["history"]
+            waited.append(next(e["at"] for e in history if e["to_state"] == "RUNNING") - rung_at)
+    assert sorted(waited[1:])[2] < 0.3  # the first one waits for the worker to start
+
+
+def test_a_worker_outlives_its_broker(site: Site) -> None:
+    socket = Path(site.url.removeprefix("redis+socket://"))
+    with site.worker("good"):
+        before = site.queue()
+        site.until(lambda: site.state(before) == "REPORTED", ticking=True)
+        embedded._ask(socket, b"SHUTDOWN NOSAVE\r\n", 5.0)
+        site.until(lambda: embedded.answers(socket))  # started again by whoever owns it
+        after = site.queue()
+        site.until(lambda: site.state(after) == "REPORTED", ticking=True)
+    assert jobs.show(site.db, after)["attempts"] == 1
+
+
 def test_two_workers_share_the_jobs_and_none_is_read_twice(site: Site) -> None:
     ids = [site.queue() for _ in range(10)]
     with site.worker("good"), site.worker("good"):
