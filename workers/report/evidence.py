@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Sequence
 
+from node.errors import NonConformant
 from node.findings import Reading, Segmentation, Volume
 from workers.report import sc, seg, sources, sr
 from workers.report.context import Context, EvidenceDocument, NodeIdentity, ResultKind
@@ -18,10 +19,23 @@ def build(reading: Reading, volumes: Sequence[Volume], context: Context) -> list
     """Return the Evidence Documents of `reading`: SEGs, key images, and at last one SR, as `context.results` asks.
 
     `volumes` are what was read; `reading`'s label maps lie on their grids. There is no SEG of a segmentation in
-    which nothing was found. The same arguments give the same bytes.
+    which nothing was found. The same arguments give the same bytes. Raises `NonConformant` where the headers of the
+    images do not allow an object to be built.
     """
     run = Run(reading, context, sources.read_headers(context.sources))
-    wanted = context.results
+    try:
+        return _documents(run, volumes)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom refuses what it cannot build
+        algorithm = reading.algorithm
+        raise NonConformant(
+            f"No results of {algorithm.name} {algorithm.version} could be made for series {run.series_instance_uid}: "
+            f"{error}. Nothing was filed. Either the headers of the images break the standard, or this is a fault of "
+            "the node: report it with this line."
+        ) from error
+
+
+def _documents(run: Run, volumes: Sequence[Volume]) -> list[EvidenceDocument]:
+    wanted, reading = run.context.results, run.reading
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # values of foreign headers, judged by the gate and by validators
         segs = [

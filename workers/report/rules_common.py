@@ -13,13 +13,13 @@ from workers.report.case import Case, Rule
 from workers.report.sources import PATIENT_AND_STUDY, is_lossy
 
 _OURS = re.compile(r"2\.25\.(0|[1-9][0-9]*)")
-_MENDED = frozenset({"PatientAge"})
+_LEFT_OUT_IF_ILLEGAL = frozenset({"PatientAge"})
 
 
 def _patient_and_study(case: Case) -> Iterator[str]:
     for document in case.documents:
         for keyword in PATIENT_AND_STUDY:
-            if keyword in _MENDED:
+            if keyword in _LEFT_OUT_IF_ILLEGAL:
                 continue
             ours, theirs = document.dataset.get(keyword), case.headers[0].get(keyword)
             if _text(ours) != _text(theirs):

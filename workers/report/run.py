@@ -82,11 +82,11 @@ class Run:
 
     @cached_property
     def started(self) -> datetime:
-        """When the reading started, in the study's own zone where it names one (0008,0201)."""
+        """When the reading started, in the study's own zone where it names one (0008,0201), else in the node's."""
         moment = self.reading.started
         offset = str(self.first.get("TimezoneOffsetFromUTC") or "")
-        if moment.tzinfo is None or len(offset) != 5:
-            return moment
+        if len(offset) != 5:
+            return moment.astimezone() if moment.tzinfo else moment
         sign = -1 if offset[0] == "-" else 1
         return moment.astimezone(timezone(sign * timedelta(hours=int(offset[1:3]), minutes=int(offset[3:5]))))
 

@@ -58,7 +58,7 @@ def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) ->
         device_serial_number=run.context.node.serial_number,
         content_label=content_label(algorithm),
         content_description="AI segmentation, unverified" + ("; plane is the pixel grid" * volume.is_projection),
-        omit_empty_frames=_leave_out_empty_frames(labels, kind, len(segments)),
+        omit_empty_frames=_leave_out_empty_frames(labels, kind, len(segments), len(segmentation.sources)),
         specific_character_set=run.inherited.get("SpecificCharacterSet"),
     )
     return _finished(ds, run, volume, ordinal)
@@ -88,9 +88,13 @@ def content_label(algorithm: Algorithm) -> str:
 def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[list[Dataset], NDArray[np.uint8]]:
     """Return clean source headers and the label map in the same order; a multi-frame source gives all its frames."""
     first = segmentation.sources[0]
-    if first.frame_number is None:
+    if first.frame_number is None or volume.is_projection:
         headers = [run.header(source) for source in segmentation.sources]
-        return [sources.without_quirks(h, is_projection=volume.is_projection) for h in headers], segmentation.labels
+        images = [sources.without_quirks(header, is_projection=volume.is_projection) for header in headers]
+        for image in images:
+            if not image.get("SliceThickness"):  # type 2 in an image, type 1C here; the distance is what we know
+                image.SliceThickness = round(volume.spacing_mm[0], 6) if volume.spacing_mm else 1
+        return images, segmentation.labels
     header = run.header(first)
     labels = np.zeros((int(header.NumberOfFrames), *segmentation.labels.shape[1:]), np.uint8)
     for k, source in enumerate(segmentation.sources):
@@ -98,7 +102,9 @@ def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[li
     return [sources.without_quirks(header, is_projection=volume.is_projection)], labels
 
 
-def _leave_out_empty_frames(labels: NDArray[np.uint8], kind: str, segments: int) -> bool:
+def _leave_out_empty_frames(labels: NDArray[np.uint8], kind: str, segments: int, slices_read: int) -> bool:
+    if slices_read < labels.shape[0]:  # other frames of the same object were not read
+        return True
     return labels.shape[0] > EMPTY_FRAMES_UP_TO or (kind == "FRACTIONAL" and labels.size * segments > LARGE_FRACTIONAL)
 
 
@@ -161,6 +167,9 @@ def _pixel_grid_as_plane(ds: Dataset, run: Run, volume: Volume) -> None:
         position = Dataset()
         position.ImagePositionPatient = [0, 0, 0]
         frame.PlanePositionSequence = [position]
+        if volume.sources[0].frame_number is not None:
+            image = frame.DerivationImageSequence[0].SourceImageSequence[0]
+            image.ReferencedFrameNumber = volume.sources[0].frame_number
     if header.get("FrameOfReferenceUID"):
         ds.FrameOfReferenceUID = header.FrameOfReferenceUID
         ds.PositionReferenceIndicator = header.get("PositionReferenceIndicator")

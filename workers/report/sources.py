@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import pydicom
 from pydicom import DataElement, Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
 from pydicom.valuerep import PersonName
-
-from node.findings import Source
 
 # Patient Module (PS3.3 §C.7.1.1), without what refers to other objects
 _PATIENT = (
@@ -52,6 +51,10 @@ _FOR_THE_LIBRARY = (
     "SliceThickness SpacingBetweenSlices SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
     "LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
 )
+_PLANE = (
+    "FrameOfReferenceUID PositionReferenceIndicator PixelSpacing ImagePositionPatient ImageOrientationPatient "
+    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+)
 _LOSSY_SYNTAXES = frozenset({f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81, 112)})
 _AGE = re.compile(r"\d{3}[DWMY]")
 
@@ -67,13 +70,13 @@ def inherit(header: Dataset, *, to_utf_8: bool = False) -> Dataset:
     """Return what every object of the study shares with `header`: patient, study and character set.
 
     Values are copied as they are. Missing type 2 attributes are there and empty; a Patient's Age that is no AS
-    ("81") is mended or left out. A character set with code extensions (ISO 2022), or `to_utf_8`, becomes ISO_IR 192.
+    ("81") is left out. A character set with code extensions (ISO 2022), or `to_utf_8`, becomes ISO_IR 192.
     """
     inherited = Dataset()
     for keyword in PATIENT_AND_STUDY:
         if keyword in header:
-            inherited.add(header[keyword])
-    _mend_age(inherited)
+            inherited.add(_as_received(header, keyword))
+    _drop_illegal_age(inherited)
     charset = header.get("SpecificCharacterSet") or None
     if to_utf_8 or isinstance(charset, MultiValue | list):
         inherited = _in_utf_8(inherited)
@@ -89,7 +92,8 @@ def inherit(header: Dataset, *, to_utf_8: bool = False) -> Dataset:
 def without_quirks(header: Dataset, *, is_projection: bool) -> Dataset:
     """Return a copy for highdicom: only what it needs, the patient's and study's attributes empty.
 
-    A film loses its Frame of Reference here, because the plane of its SEG is only the pixel grid.
+    A film loses its Frame of Reference here, because the plane of its SEG is only the pixel grid, and one frame of a
+    multi-frame film stands alone.
     """
     copy = Dataset()
     for keyword in _FOR_THE_LIBRARY.split():
@@ -97,17 +101,14 @@ def without_quirks(header: Dataset, *, is_projection: bool) -> Dataset:
             copy.add(header[keyword])
     for keyword in TYPE_2:
         setattr(copy, keyword, "")
-    if "PerFrameFunctionalGroupsSequence" not in copy and "NumberOfFrames" in copy:
-        del copy.NumberOfFrames
+    if "PerFrameFunctionalGroupsSequence" in copy:
+        _planes_only(copy)
     if is_projection:
-        for keyword in ("FrameOfReferenceUID", "PositionReferenceIndicator", "PixelSpacing"):
+        for keyword in _PLANE.split():
             copy.pop(keyword, None)
+        if "NumberOfFrames" in copy:
+            copy.NumberOfFrames = 1
     return copy
-
-
-def find(headers: Sequence[Dataset], source: Source) -> Dataset:
-    """Return the header of the image `source` names."""
-    return next(h for h in headers if h.SOPInstanceUID == source.sop_instance_uid)
 
 
 def is_lossy(header: Dataset) -> bool:
@@ -116,20 +117,43 @@ def is_lossy(header: Dataset) -> bool:
     return header.get("LossyImageCompression") == "01" or syntax in _LOSSY_SYNTAXES
 
 
-def _mend_age(inherited: Dataset) -> None:
-    """Make Patient's Age an AS, or drop it (type 3): archives in use carry "81" for 81 years."""
-    if "PatientAge" not in inherited:
-        return
-    age = str(inherited.PatientAge or "").strip()
-    if age.isdigit() and len(age) <= 3:
-        inherited.PatientAge = f"{int(age):03}Y"
-    elif age and not _AGE.fullmatch(age):
+def _planes_only(copy: Dataset) -> None:
+    """Keep of the functional groups where the frames lie, arranged as highdicom wants it (PS3.3 §C.7.6.16.2).
+
+    Some vendors write measures and orientation, the same for all frames, into each.
+    """
+    shared = (copy.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    frames = copy.PerFrameFunctionalGroupsSequence
+    kept = Dataset()
+    for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        found = shared.get(keyword) or frames[0].get(keyword)
+        if found:
+            setattr(kept, keyword, found)
+    places = []
+    for frame in frames:
+        place = Dataset()
+        place.PlanePositionSequence = frame.get("PlanePositionSequence") or shared.get("PlanePositionSequence") or []
+        places.append(place)
+    copy.SharedFunctionalGroupsSequence, copy.PerFrameFunctionalGroupsSequence = [kept], places
+
+
+def _drop_illegal_age(inherited: Dataset) -> None:
+    """Leave out a Patient's Age that is no AS (type 3). "81" is not mended: study attributes must not differ."""
+    if "PatientAge" in inherited and not _AGE.fullmatch(str(inherited.PatientAge or "")):
         del inherited.PatientAge
+
+
+def _as_received(header: Dataset, keyword: str) -> DataElement:
+    """Return an element that is written as it was read: pydicom would drop empty component groups of a name."""
+    raw = header.get_item(keyword)
+    element = header[keyword]
+    if isinstance(raw, RawDataElement) and isinstance(element.value, PersonName) and raw.value:
+        element.value.original_string = raw.value.rstrip(b" \0")
+    return element
 
 
 def _in_utf_8(inherited: Dataset) -> Dataset:
     """Return `inherited` as Unicode text that no longer remembers its old encoding."""
-    inherited.decode()
     converted = Dataset()
     for element in inherited:
         if element.tag != 0x00080005:
