@@ -179,11 +179,27 @@ def committed(
     return moved
 
 
-def not_asked(db: Database, transaction_uid: str, reason: str, now: float, not_before: float) -> int:
-    """Take back `committing` when the N-ACTION did not get through or was refused; asked again at `not_before`."""
+def not_asked(
+    db: Database, transaction_uid: str, reason: str, now: float, not_before: float, counts: bool = True
+) -> int:
+    """Take back `committing` when the N-ACTION did not get through or was refused; asked again at `not_before`.
+
+    An attempt that did not reach the destination does not count: patience with its answers is not used up by its rests.
+    """
     with db.transaction() as connection:
         found = _in_transaction(connection, transaction_uid)
-        return sum(_commit_move(connection, row, D.SENT, reason, now, not_before=not_before) for row in found)
+        return sum(
+            _commit_move(
+                connection,
+                row,
+                D.SENT,
+                reason,
+                now,
+                not_before=not_before,
+                commit_attempts=row["commit_attempts"] - (not counts),
+            )
+            for row in found
+        )
 
 
 def uncommitted(db: Database, now: float, older_than: float, max_attempts: int = MAX_COMMIT_ATTEMPTS) -> int:

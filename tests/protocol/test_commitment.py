@@ -145,6 +145,21 @@ def test_a_pacs_without_storage_commitment_is_named_in_the_end(tmp_path: Path) -
         assert set(node.states().values()) == {"DEAD"}
 
 
+def test_a_pacs_that_is_down_uses_up_no_attempt_and_costs_one_connection_for_all_studies(tmp_path: Path) -> None:
+    with pair(tmp_path, "same") as (node, pacs):
+        send_all(node, file_study(node, STUDY, ["SR"]) + file_study(node, STUDY + ".1", ["SR"]))
+        pacs.stop()
+        for _attempt in range(7):
+            assert tick(node) == 0
+            node.at += 61
+        assert {row["commit_attempts"] for row in deliveries.listing(node.db)} == {0}
+        reasons = [row["reason"] for row in deliveries.listing(node.db)]
+        assert sum("UNREACHABLE" in reason for reason in reasons) == 1
+        pacs.start()
+        assert tick(node) == 2
+        wait_for(node, {"COMMITTED"})
+
+
 def test_a_busy_pacs_is_asked_again_after_a_rest(tmp_path: Path) -> None:
     with pair(tmp_path, "same", faults=[Fault("refuse_request", status=0x0213, times=1)]) as (node, pacs):
         send_all(node, file_study(node, STUDY, ["SR"]))

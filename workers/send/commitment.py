@@ -27,14 +27,17 @@ from node.settings import Destination, Settings
 from node.store import deliveries
 from node.store.db import Database
 from node.store.deliveries import MAX_COMMIT_ATTEMPTS, ToCommit
-from workers.send.cstore import Answer, Peer, Timeouts, associate, entity_for, release
+from workers.send.cstore import Answer, Kind, Peer, Timeouts, associate, entity_for, release
 from workers.send.verdicts import Verdict, judge, rest
 
 REPORT_WITHIN_S = 86400.0
 """How long a Transaction UID is waited for; archives that commit at night answer hours later (PS3.4 §J.3.6)."""
 LINGER_S = 1.0
 """How long the association of a request stays open for a report on it."""
+UNREACHED_REST_S = 60.0
+"""How long to rest when the destination was not reached at all."""
 
+_NOBODY_THERE: tuple[Kind, ...] = ("unreachable", "timeout", "aborted")
 _REQUEST_STORAGE_COMMITMENT = 1
 _CLASS_NOT_SUPPORTED = 0x0122
 _log = logging.getLogger(__name__)
@@ -67,7 +70,10 @@ def tick(
         waiting = deliveries.to_commit(db, name, now=now) if destination.commitment else []
         for _, group in groupby(waiting, key=lambda row: row.study_instance_uid):
             request = _Request(db, settings, name, destination, tuple(group), now, timeouts or Timeouts(), linger)
-            asked += request.send()
+            noted = request.send()
+            if noted is None:  # the other studies would wait for the same timeout
+                break
+            asked += noted
     return asked
 
 
@@ -94,8 +100,8 @@ class _Request:
     timeouts: Timeouts
     linger: float
 
-    def send(self) -> int:
-        """Note, ask, linger; returns how many deliveries now wait for their report."""
+    def send(self) -> int | None:
+        """Note, ask, linger; returns how many deliveries now wait for their report, None: nobody is there."""
         transaction_uid = uids.derive_uid("commitment", str(uuid.uuid4()))
         noted = deliveries.committing(self.db, [row.id for row in self.rows], transaction_uid, self.now)
         if not noted:  # another worker asks already
@@ -104,7 +110,7 @@ class _Request:
         if judge(answer).verdict in (Verdict.DONE, Verdict.WARN):
             return noted
         self._take_back(transaction_uid, answer)
-        return 0
+        return None if answer.kind in _NOBODY_THERE else 0
 
     def _ask(self, transaction_uid: str) -> Answer:
         peer = Peer(
@@ -150,9 +156,10 @@ class _Request:
             failed = {row.sop_instance_uid: answer.status or _CLASS_NOT_SUPPORTED for row in self.rows}
             deliveries.committed(self.db, transaction_uid, (), failed, self.now)
         else:
-            due = self.now + rest(attempts, transaction_uid)
+            reached = answer.kind not in _NOBODY_THERE
+            due = self.now + (rest(attempts, transaction_uid) if reached else UNREACHED_REST_S)
             reason = f"Storage commitment could not be asked for ({answer.code}): {ruling.reason}"
-            deliveries.not_asked(self.db, transaction_uid, reason, self.now, due)
+            deliveries.not_asked(self.db, transaction_uid, reason, self.now, due, counts=reached)
         _log.warning(
             "storage commitment could not be asked for at %s: %s",
             self.name,
