@@ -73,5 +73,7 @@ class Audit:
             logger.error("The audit trail refused a line.", extra={"action": "audit_failed", "error": describe(error)})
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; a line that comes later is refused, never written into a descriptor that was reused."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)

@@ -33,6 +33,8 @@ PDU_TYPES = range(0x01, 0x08)
 _HEADER = struct.Struct(">BBL")
 UNEXPECTED_PDU, INVALID_PARAMETER = 2, 6
 """Reason/Diag. of an A-ABORT by the service provider (PS3.8 Table 9-26)."""
+OUR_ANSWERS = ("Evt7", "Evt8", "Evt9", "Evt14")
+"""A-ASSOCIATE response, accepted or rejected; P-DATA request; A-RELEASE response (PS3.8 Table 9-10)."""
 INVALID_PDU = "Evt19"
 """Unrecognized or invalid PDU: A-ABORT, whatever the state (PS3.8 Table 9-10)."""
 
@@ -189,6 +191,12 @@ class GuardedStateMachine(StateMachine):
 
     def do_action(self, event: str) -> None:
         """Do the action of `event` (PS3.8 Table 9-10); on a failure say A-ABORT, close, and let both threads end."""
+        if self.current_state == "Sta1" and event != "Evt5":  # the peer left before our answer
+            self.dul.kill_dul()
+            return
+        if self.current_state == "Sta13" and event in OUR_ANSWERS:  # it was aborted before our answer
+            self.dul.to_provider_queue.get_nowait()
+            return
         try:
             super().do_action(event)
         except Exception as error:  # a border: pynetdicom would let the exception end its thread

@@ -11,6 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from pydicom.dataset import Dataset
 from pynetdicom import evt
@@ -54,7 +55,7 @@ class Services:
             "wetread_instances_total", "C-STORE requests by the status answered.", peer=peers, status=_STATUSES
         )
         self._bytes = metrics.counter("wetread_received_bytes_total", "Bytes of the data sets kept.", peer=peers)
-        self._received: dict[Association, Counter[str]] = {}
+        self._received: WeakKeyDictionary[Association, Counter[str]] = WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def handlers(self) -> list[tuple[Any, ...]]:
@@ -108,14 +109,26 @@ class Services:
         """Write one audit line per study that came in; whichever event says first that the association is over."""
         with self._lock:
             studies = self._received.pop(event.assoc, None)
-        request = _request(event.assoc)
         for study, count in (studies or {}).items():
-            self._audit.write(
-                AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=study, count=count,
-                calling_ae=request.calling_ae, address=request.address,
-            )  # fmt: skip
-            extra = {"action": "instances_received", "study_instance_uid": study, "count": count}
-            logger.info("Instances were received.", extra=extra | {"calling_ae": request.calling_ae})
+            self._report_received(event.assoc, study, count)
+
+    def _count_received(self, assoc: Association, study: str) -> None:
+        """Count one instance for the end of its association, which may already have ended without its sender."""
+        with self._lock:
+            studies = self._received.get(assoc)
+            if studies is not None:
+                studies[study] += 1
+                return
+        self._report_received(assoc, study, 1)
+
+    def _report_received(self, assoc: Association, study: str, count: int) -> None:
+        request = _request(assoc, count=False)
+        self._audit.write(
+            AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=study, count=count,
+            calling_ae=request.calling_ae, address=request.address,
+        )  # fmt: skip
+        extra = {"action": "instances_received", "study_instance_uid": study, "count": count}
+        logger.info("Instances were received.", extra=extra | {"calling_ae": request.calling_ae})
 
     def on_message(self, event: Any) -> None:
         """Refuse a request that pynetdicom would drop without an answer, so that nobody waits for one."""
@@ -144,8 +157,7 @@ class Services:
         self._instances.add(peer=peer, status=f"{answer.status:04X}")
         if answer.header is not None:
             self._bytes.add(len(dataset), peer=peer)
-            with self._lock:
-                self._received.get(event.assoc, Counter())[answer.header.study_instance_uid] += 1
+            self._count_received(event.assoc, answer.header.study_instance_uid)
         return _status(answer)
 
     def on_event_report(self, event: Any) -> tuple[int, None]:

@@ -156,6 +156,18 @@ def test_mangled_association_requests_end_no_thread(node: Node, errors: io.Strin
     assert "Thread" not in errors.getvalue()
 
 
+def test_who_does_not_wait_for_the_answer_to_its_request_is_aborted_quietly(node: Node, errors: io.StringIO) -> None:
+    """P-DATA or a release before the A-ASSOCIATE-AC is unexpected (PS3.8 Table 9-10, Sta3: AA-8)."""
+    threads = threading.active_count()
+    for impatient in (pdu(0x05, bytes(4)), p_data(b"\x03abc"), b""):
+        for _ in range(10):
+            connect(node.port, associate_rq() + impatient).close()
+    assert settle(threads) <= threads
+    assert "Thread" not in errors.getvalue()
+    assert "pynetdicom.fsm" not in errors.getvalue()
+    assert node.echo() == 0x0000
+
+
 def test_a_pdu_that_stops_in_the_middle_is_cut(node: Node) -> None:
     connection = connect(node.port, associate_rq())
     assert read_pdu(connection)[0] == 0x02
