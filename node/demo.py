@@ -52,6 +52,7 @@ port = 0
 """
 _HURRY = Pace(assemble=0.25, route=0.25, ring=0.25, settle=0.25)
 _ENDED = ("DONE", "FAILED")
+_ORDER = ("SR", "SEG", "SC")
 _ARRIVED = ("COMMITTED", "DROPPED", "DEAD")
 
 
@@ -60,6 +61,7 @@ class Result:
     """One object that the PACS says it holds."""
 
     kind: str
+    bundle: str
     sop_instance_uid: str
 
 
@@ -83,9 +85,9 @@ class Demo:
 
     def push(self, study: Path | None) -> None:
         """Send `study`, or the synthetic chest film, to the node; raises `Permanent` when an instance is refused."""
+        what = f"everything in {study}" if study is not None else "a synthetic chest film, made now,"
+        self._step("scanner", f"SCANNER sends {what} to WETREAD")
         source: Any = study if study is not None else [_synthetic_film()]
-        what = f"everything in {study}" if study is not None else "a synthetic chest film"
-        self._step("scanner", f"SCANNER sends {what} to WETREAD at 127.0.0.1:{self._node.listener.port}")
         report = scanner.send(source, "127.0.0.1", self._node.listener.port)
         self._step("accept", f"{len(report.sent) - len(report.refused)} of {len(report.sent)} instances acknowledged")
         for line in report.left_out:
@@ -129,11 +131,12 @@ class Demo:
                 self._say(f"  not read: {study['reason']}")
             results = self._ask_pacs(study)
             if results:
-                self._say("  SIM_PACS now holds:")
+                self._say("  SIM_PACS, asked by C-FIND, now holds")
             for result in results:
-                self._say(f"    {result.kind:3}  {result.sop_instance_uid}")
+                self._say(f"    {result.kind:3}  {result.bundle:12}  {result.sop_instance_uid}")
+        self._say("")
         for picture in self._write_pictures():
-            self._say(f"\nPicture  {picture}")
+            self._say(f"Picture  {picture}")
         self._say(f"Status   {self._node.web_address}")
 
     def _start(self, stack: ExitStack) -> None:
@@ -202,11 +205,17 @@ class Demo:
     def _ask_pacs(self, study: dict[str, Any]) -> list[Result]:
         """Return our objects that the PACS lists for a study, by C-FIND; raises `Permanent` when one is missing."""
         shown = studies.show(self._node.db, study["study_instance_uid"])
-        ours = {delivery["sop_instance_uid"]: delivery["kind"] for delivery in shown["deliveries"]}
+        bundles = {job["id"]: job["bundle"] for job in shown["jobs"]}
+        ours = {
+            delivery["sop_instance_uid"]: Result(
+                delivery["kind"], bundles[delivery["job_id"]], delivery["sop_instance_uid"]
+            )
+            for delivery in shown["deliveries"]
+        }
         listed = set(_find_instances(self._pacs.port, study["study_instance_uid"]))
         if missing := ours.keys() - listed:
             raise Permanent(f"SIM_PACS does not list {len(missing)} of {len(ours)} objects that were sent to it.")
-        return sorted((Result(kind, uid) for uid, kind in ours.items()), key=lambda r: (r.kind, r.sop_instance_uid))
+        return sorted(ours.values(), key=lambda result: (_ORDER.index(result.kind), result.bundle))
 
     def _write_pictures(self) -> Iterator[Path]:
         """Write the key images that the PACS holds as PNG."""
