@@ -94,8 +94,9 @@ def open_desk(settings: Settings) -> Desk:
     from node.store.db import Database
     from node.store.spool import Spool
     from workers.reader import Reader
-    from workers.tasks import Desk
+    from workers.tasks import Desk, sweep_scratch
 
+    sweep_scratch(settings, clock.now())
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
     return Desk(settings, Database(settings.database.url), spool, Reader(), worker_name())
 

@@ -7,6 +7,7 @@ the lease runs out and another worker takes over; what ends a job names the leas
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import threading
 import uuid
@@ -206,6 +207,16 @@ def _heartbeat(desk: Desk, claimed: Claimed) -> Iterator[threading.Event]:
     finally:
         done.set()
         thread.join()
+
+
+def sweep_scratch(settings: Settings, now: float) -> int:
+    """Remove what readings of killed workers left behind, none younger than a reading can be; return how many."""
+    limit = now - 2 * settings.worker.job_timeout - 60.0
+    folder = state_folder(settings) / "reading"
+    found = [path for path in folder.iterdir() if path.stat().st_mtime < limit] if folder.is_dir() else []
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(found)
 
 
 @contextmanager

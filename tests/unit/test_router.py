@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from pydicom.uid import ComprehensiveSRStorage
 
+from node import bundles
 from node.bundles import Bundle
 from node.route import router
 from node.settings import Routes, Settings
 from node.store import jobs, studies
 from node.store.db import Database
 from node.store.spool import Spool
+from node.study import scan
 from tests.unit.headers import bundle, header, received, series_of, study_of
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 BUNDLES: dict[str, Bundle] = {
     "brain": bundle("brain", series={"Modality": "MR"}),
     "chest": bundle("chest", dimensions=2, series={"Modality": "DX", "ViewPosition": {"not": "LL"}}),
@@ -148,3 +152,25 @@ def test_a_study_condition_sees_all_series_and_the_counts(tmp_path: Path) -> Non
     found = router.study_attributes(study)
     assert found["ModalitiesInStudy"] == ("MR", "SR")
     assert (found["NumberOfStudyRelatedSeries"], found["NumberOfStudyRelatedInstances"]) == ((2.0,), (3.0,))
+
+
+@pytest.mark.parametrize(
+    ("folder", "read"),
+    [
+        ("mr_brain_pgbm003_hippocrop", {("hippocampus", "MR HippoCrop")}),
+        ("mr_brain_pgbm001_1991", set()),
+        ("ct_head_ge_tilt28", set()),
+        ("cxr/nih", {("chest_xray", "DX"), ("lung_fields", "DX")}),
+        ("cxr/fuji_cr", {("chest_xray", "CR"), ("lung_fields", "CR")}),
+    ],
+)
+def test_the_shipped_routes_read_what_the_shipped_bundles_are_for(
+    shared_data: Path, folder: str, read: set[tuple[str, str]]
+) -> None:
+    routes = Routes.model_validate(tomllib.loads((ROOT / "config" / "routes.toml").read_text(encoding="utf-8")))
+    shipped = {one.name: one for one in bundles.available()}
+    studies_there, _ = scan(shared_data / "dicom" / folder)
+    for study in studies_there:
+        decisions = router.explain(study, routes, shipped)
+        assert {(d.bundle, d.series) for d in decisions if d.read} == read
+        assert all(d.reasons for d in decisions)

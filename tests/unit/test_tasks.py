@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 import uuid
@@ -177,6 +178,18 @@ def test_a_worker_that_stops_gives_the_job_back_without_counting_the_attempt(
         job = run(desk, job_id)
         assert (job["state"], job["attempts"], job["reason"]) == ("QUEUED", 0, "the worker was told to stop")
         assert run(desk, job_id)["state"] == "QUEUED"
+
+
+def test_what_killed_workers_left_behind_goes_and_a_reading_in_hand_stays(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, job_timeout="10 s")
+    assert tasks.sweep_scratch(settings, clock.now()) == 0
+    left, in_hand = tmp_path / "reading" / "left", tmp_path / "reading" / "in hand"
+    for folder in (left, in_hand):
+        folder.mkdir(parents=True)
+        (folder / "sr.dcm").write_bytes(b"x")
+    os.utime(left, (0, 0))
+    assert tasks.sweep_scratch(settings, clock.now()) == 1
+    assert (left.exists(), in_hand.exists()) == (False, True)
 
 
 def test_a_fault_of_ours_ends_at_the_border(
