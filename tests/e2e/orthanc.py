@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -17,6 +18,8 @@ import httpx
 
 PLUGINS = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 HERE = Path(__file__).resolve().parent
+PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/sbin"
+"""Debian puts Orthanc where an ordinary user's PATH does not look."""
 
 
 def free_port() -> int:
@@ -28,7 +31,7 @@ def free_port() -> int:
 
 def missing() -> str:
     """Return what a run with Orthanc and DCMTK lacks on this machine, or nothing."""
-    needed = [name for name in ("Orthanc", "storescu", "gcc") if shutil.which(name) is None]
+    needed = [name for name in ("Orthanc", "storescu", "gcc") if shutil.which(name, path=PROGRAMS) is None]
     return ", ".join(needed + ([] if PLUGINS.exists() else ["orthanc-dicomweb"]))
 
 
@@ -84,11 +87,11 @@ def running(folder: Path, node_port: int) -> Iterator[Orthanc]:
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(shim), str(HERE / "loopback.c"), "-ldl"], check=True)
     with (folder / "orthanc.log").open("wb") as log:
         process = subprocess.Popen(
-            ["Orthanc", str(config)],
+            [str(shutil.which("Orthanc", path=PROGRAMS)), str(config)],
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={"LD_PRELOAD": str(shim), "PATH": "/usr/bin"},
+            env={"LD_PRELOAD": str(shim), "PATH": PROGRAMS},
         )
     try:
         _wait_until_up(pacs, process)
