@@ -1,4 +1,4 @@
-"""The acceptance checklist, seen by tools that are not ours: DICOM.md §8 and docs/conformance.md."""
+"""The acceptance checklist, seen by tools that are not ours."""
 
 import json
 import re

@@ -108,6 +108,10 @@ def without_quirks(header: Dataset, *, is_projection: bool) -> Dataset:
             copy.pop(keyword, None)
         if "NumberOfFrames" in copy:
             copy.NumberOfFrames = 1
+            measures, shared = Dataset(), Dataset()
+            measures.PixelSpacing, measures.SliceThickness = [1, 1], 1  # asked for; the SEG gets its own
+            shared.PixelMeasuresSequence = [measures]
+            copy.SharedFunctionalGroupsSequence = [shared]
     return copy
 
 
