@@ -1,7 +1,7 @@
 """Write the data lists the bundles train on: one decathlon-style JSON per bundle, split by patient.
 
-A patient falls into the same part (training, validation or test) of every list, because the part is a seeded hash of the
-patient and of nothing else: the children of `cxr_lungmask_v7_512` are also in `cxr_pneumonia_kermany224`.
+A patient falls into the same part (training, validation or test) of every list, because the part is a seeded hash of
+the patient and of nothing else: the children of `cxr_lungmask_v7_512` are also in `cxr_pneumonia_kermany224`.
 
     python models/datalists.py --data DIR --out DIR
 

@@ -1,6 +1,6 @@
 """Turn the files `evaluate.json` wrote into the figures of a bundle: one value and its 95 % interval per cohort.
 
-    python models/figures.py segmentation --datalist FILE --evaluation DIR --out models/X/docs/metrics.json --parts NAME …
+    python models/figures.py segmentation --datalist FILE --evaluation DIR --out …/metrics.json --parts NAME …
     python models/figures.py classification --datalist FILE --validation DIR --evaluation DIR --out …/metrics.json
     python models/figures.py calibration --datalist FILE --validation DIR
 
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from sklearn.metrics import roc_auc_score, roc_curve
+from scipy.stats import rankdata
 
 SEED = 20
 RESAMPLES = 1000
@@ -60,7 +60,7 @@ def by_cohort(names: Sequence[str], known: Mapping[str, Case]) -> dict[str, list
 
 
 def segmentation(datalist: Path, evaluation: Path, parts: Sequence[str]) -> dict[str, Any]:
-    """Return mean Dice and 95th percentile of the surface distance (voxels) of each part, per cohort of the test patients."""
+    """Return mean Dice and 95th percentile surface distance (voxels) of each part, per cohort of the test patients."""
     known = cases(datalist, "test")
     figures: dict[str, Any] = {}
     for metric, title in (("dice", "dice"), ("hd95", "hausdorff95_voxels")):
@@ -78,7 +78,9 @@ def segmentation(datalist: Path, evaluation: Path, parts: Sequence[str]) -> dict
 def _read_scores(path: Path, columns: int) -> tuple[list[str], Array]:
     with path.open(newline="", encoding="utf-8") as file:
         lines = list(csv.reader(file))[1:]
-    return [Path(line[0]).name for line in lines], np.array([[float(v) for v in line[1 : columns + 1]] for line in lines])
+    return [Path(line[0]).name for line in lines], np.array(
+        [[float(v) for v in line[1 : columns + 1]] for line in lines]
+    )
 
 
 def _read_probabilities(folder: Path, known: Mapping[str, Case]) -> tuple[list[str], Array]:
@@ -106,9 +108,12 @@ def temperature_of(truth: Array, logits: Array) -> float:
 
 
 def threshold_of(truth: Array, probability: Array) -> float:
-    """Return the threshold with the highest sensitivity + specificity (Youden's J)."""
-    false_positive, true_positive, thresholds = roc_curve(truth, probability)
-    return float(min(1.0, thresholds[int(np.argmax(true_positive - false_positive))]))
+    """Return the threshold with the highest sensitivity + specificity (Youden's J), halfway to the value below it."""
+    values = np.unique(probability)
+    sensitivity = np.array([np.mean(probability[truth == 1] >= value) for value in values])
+    specificity = np.array([np.mean(probability[truth == 0] < value) for value in values])
+    best = int(np.argmax(sensitivity + specificity))
+    return float((values[best] + values[max(best - 1, 0)]) / 2)
 
 
 def calibration_error(pairs: Array, bins: int = 10) -> float:
@@ -118,8 +123,14 @@ def calibration_error(pairs: Array, bins: int = 10) -> float:
     return float(sum(len(rows) * abs(np.mean(rows[:, 0]) - np.mean(rows[:, 1])) for rows in filled) / len(pairs))
 
 
-def _auc(pairs: Array) -> float:
-    return float(roc_auc_score(pairs[:, 0], pairs[:, 1])) if 0 < pairs[:, 0].mean() < 1 else float("nan")
+def auc(pairs: Array) -> float:
+    """Return the area under the ROC curve of (truth, probability) rows, NaN where one class is absent."""
+    truth = pairs[:, 0] == 1
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    if not positive or not negative:
+        return float("nan")
+    ranks = float(rankdata(pairs[:, 1])[truth].sum())
+    return (ranks - positive * (positive + 1) / 2) / (positive * negative)
 
 
 def _rate(truth: int, threshold: float) -> Statistic:
@@ -138,7 +149,7 @@ def classification(datalist: Path, validation: Path, evaluation: Path) -> dict[s
     known = cases(datalist, "test")
     names, pairs = _read_probabilities(evaluation, known)
     statistics: dict[str, Statistic] = {
-        "auc": _auc,
+        "auc": auc,
         "sensitivity": _rate(1, chosen["threshold"]),
         "specificity": _rate(0, chosen["threshold"]),
         "calibration_error": calibration_error,
@@ -175,7 +186,9 @@ def main() -> None:
     parser.add_argument("kind", choices=("segmentation", "classification", "calibration"))
     parser.add_argument("--datalist", type=Path, required=True, help="list written by datalists.py")
     parser.add_argument("--evaluation", type=Path, help="output_dir of evaluate.json on the test patients")
-    parser.add_argument("--validation", type=Path, help="output_dir of evaluate.json --part validation --temperature 1.0")
+    parser.add_argument(
+        "--validation", type=Path, help="output_dir of evaluate.json --part validation --temperature 1.0"
+    )
     parser.add_argument("--parts", nargs="+", default=[], help="names of the segments, in the order of their values")
     parser.add_argument("--out", type=Path, help="file to write instead of printing")
     options = parser.parse_args()
