@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +170,19 @@ def config_show(config: Path | None, as_json: bool) -> None:
         print_json(item)
         return
     for section, value in item.items():
-        click.echo(f"[{section}]")
-        for row in value if isinstance(value, list | tuple) else [value]:
-            print_details(row, "  ")
+        for title, rows in _tables(section, value):
+            click.echo(title)
+            print_details(rows, "  ")
+
+
+def _tables(section: str, value: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the tables of one section with their TOML headers."""
+    if isinstance(value, list):
+        yield from ((f"[[{section}]]", row) for row in value)
+    elif section == "destination":
+        yield from ((f"[destination.{name}]", row) for name, row in value.items())
+    else:
+        yield f"[{section}]", value
 
 
 def _masked(settings: dict[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def read(folder: Path, model: str, out: Path, results: str, config: Path | None,
         for document in reading["documents"]:
             click.echo(f"  {document['kind']:3}  {document['file']}  {document['sop_instance_uid']}")
     for line in outcome["left_out"]:
-        click.echo(f"not read: {line}", err=True)
+        click.echo(f"not read: {line}")
 
 
 @click.command(short_help="Push a folder of DICOM to a peer.")

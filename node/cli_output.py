@@ -82,10 +82,10 @@ def print_details(item: Mapping[str, Any], indent: str = "") -> None:
     plain = {key: value for key, value in item.items() if not isinstance(value, list | tuple) or not _is_rows(value)}
     width = max((len(key) for key in plain), default=0)
     for key, value in plain.items():
-        click.echo(f"{indent}{key.replace('_', ' ').ljust(width)}  {_cell(key, value)}".rstrip())
+        click.echo(f"{indent}{key.ljust(width)}  {_cell(key, value)}".rstrip())
     for key, value in item.items():
         if key not in plain:
-            click.echo(f"{indent}{key.replace('_', ' ')}:")
+            click.echo(f"{indent}{key}:")
             for row in value:
                 print_details(row, indent + "    ")
                 click.echo()
