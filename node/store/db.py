@@ -19,9 +19,9 @@ from sqlalchemy import exc
 
 from node.errors import DatabaseUnavailable, NoRoom, Permanent
 from node.states import DELIVERY_MOVES, JOB_MOVES, STUDY_MOVES
+from node.store import schema
+from node.store.mounts import refuse_network
 
-SCHEMA = Path(__file__).with_name("schema.sql")
-SCHEMA_VERSION = 1
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for the others before it says `DatabaseUnavailable`."""
 
@@ -50,7 +50,7 @@ class Database:
             _prepare_file(Path(self.url.database or ""))
         self._writer = threading.Lock()
         self._engine = _engine(self.url)
-        with _translated():
+        with _translated(self.url):
             self._apply_schema()
 
     @contextmanager
@@ -59,7 +59,7 @@ class Database:
 
         Raises `DatabaseUnavailable` when the database is locked or unreachable, `NoRoom` when its disk is full.
         """
-        with self._write_lock(), _translated(), self._engine.connect() as connection:
+        with self._write_lock(), _translated(self.url), self._engine.connect() as connection:
             writing = connection.execution_options(begin="BEGIN IMMEDIATE")
             with writing.begin():
                 yield writing
@@ -67,12 +67,30 @@ class Database:
     @contextmanager
     def reader(self) -> Iterator[sa.Connection]:
         """Yield a connection that sees one state of the database and is for reading only."""
-        with _translated(), self._engine.connect() as connection:
+        with _translated(self.url), self._engine.connect() as connection:
             yield (
                 connection.execution_options(postgresql_readonly=True, isolation_level="REPEATABLE READ")
                 if (self.dialect == "postgresql")
                 else connection
             )
+
+    def problems(self, thorough: bool = False) -> list[str]:
+        """Return what SQLite finds wrong with its own file: structure, and if `thorough` indexes and foreign keys.
+
+        PostgreSQL checks its pages and keys itself as it reads and writes them: always [].
+        """
+        if self.dialect != "sqlite":
+            return []
+        with self.reader() as connection:
+            pragma = "PRAGMA integrity_check(20)" if thorough else "PRAGMA quick_check(20)"
+            found = [str(line) for (line,) in connection.exec_driver_sql(pragma) if line != "ok"]
+            keys = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(20) if thorough else []
+        return found + [f"row {row} of {table} names a {parent} that is not there" for table, row, parent, _ in keys]
+
+    def require_sound(self) -> None:
+        """Refuse to work on a damaged file, which further writes would only make worse; raises `Permanent`."""
+        if found := self.problems():
+            raise _damaged(self.url, found[0])
 
     def close(self) -> None:
         """Close every connection; the object must not be used afterwards."""
@@ -95,11 +113,7 @@ class Database:
         with self._engine.connect() as connection:
             connection = connection.execution_options(begin="BEGIN IMMEDIATE")
             with connection.begin():
-                if self.dialect == "postgresql":
-                    _prepare_postgresql(connection)
-                for statement in _statements(SCHEMA.read_text(encoding="utf-8")):
-                    connection.exec_driver_sql(statement)
-                _check_version(connection)
+                schema.apply(connection)
 
 
 def record(
@@ -214,6 +228,7 @@ def _prepare_file(path: Path) -> None:
     """Make the folder (0700) and the file (0640, inherited by the -wal and -shm beside it)."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        refuse_network(path)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
     except OSError as error:
         raise Permanent(f"The database file {path} cannot be opened: {error.strerror}. Check the folder.") from None
@@ -238,31 +253,8 @@ def _engine(url: sa.URL) -> sa.Engine:
     return engine
 
 
-def _prepare_postgresql(connection: sa.Connection) -> None:
-    if connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "off":
-        raise Permanent("PostgreSQL has synchronous_commit off and would lose acknowledged work; set it to on.")
-    # Two nodes that start together would both create the tables.
-    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(823466117)")
-
-
-def _statements(script: str) -> list[str]:
-    bare = "\n".join(line.split("--")[0] for line in script.splitlines())
-    return [statement.strip() for statement in bare.split(";") if statement.strip()]
-
-
-def _check_version(connection: sa.Connection) -> None:
-    found = connection.exec_driver_sql("SELECT MAX(version) FROM schema_version").scalar_one()
-    if found is None:
-        connection.execute(sa.text("INSERT INTO schema_version (version) VALUES (:v)"), {"v": SCHEMA_VERSION})
-    elif found != SCHEMA_VERSION:
-        raise Permanent(
-            f"The database has schema {found}, this wetread knows schema {SCHEMA_VERSION}; nothing was changed. "
-            "Start the version of wetread that made it."
-        )
-
-
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(url: sa.URL) -> Iterator[None]:
     """Turn the drivers' errors into ours."""
     try:
         yield
@@ -272,11 +264,15 @@ def _translated() -> Iterator[None]:
         if error.connection_invalidated:
             raise _unavailable(error) from error
         if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
-            raise Permanent(
-                f"The database file is damaged ({error.orig}); it was left as it is. "
-                "Move it away and start again: the spool is read in anew; or restore a copy."
-            ) from error
+            raise _damaged(url, str(error.orig)) from error
         raise
+
+
+def _damaged(url: sa.URL, what: str) -> Permanent:
+    return Permanent(
+        f"The database file {url.database} is damaged ({what.splitlines()[0]}); it was left as it is. Restore a copy, "
+        "or move it and its -wal and -shm away and start again: the spool is then read in anew."
+    )
 
 
 def _unavailable(error: exc.SQLAlchemyError) -> DatabaseUnavailable | NoRoom:

@@ -28,9 +28,12 @@ CREATE TABLE IF NOT EXISTS instance (
     is_own_result       INTEGER NOT NULL DEFAULT 0,  -- made by us and sent back by the PACS: kept, never read
     received_at         DOUBLE PRECISION NOT NULL,
     revision            INTEGER NOT NULL,            -- the first revision whose manifest has it
+    last_revision       INTEGER,                     -- the last one; NULL as long as the file is in the spool
+    removed_at          DOUBLE PRECISION,            -- when retention deleted the file; the row stays
     PRIMARY KEY (sop_instance_uid, sha256)
 );
 CREATE INDEX IF NOT EXISTS instance_by_study ON instance (study_instance_uid, revision);
+CREATE INDEX IF NOT EXISTS instance_kept ON instance (received_at) WHERE removed_at IS NULL;
 
 CREATE TABLE IF NOT EXISTS job (
     id                  TEXT PRIMARY KEY,            -- derived from the unique key
@@ -69,9 +72,11 @@ CREATE TABLE IF NOT EXISTS evidence (
     path                TEXT NOT NULL,               -- relative to the spool
     sha256              TEXT NOT NULL,               -- of the file
     size                BIGINT NOT NULL,
-    created_at          DOUBLE PRECISION NOT NULL
+    created_at          DOUBLE PRECISION NOT NULL,
+    removed_at          DOUBLE PRECISION             -- when retention deleted the file; the row stays
 );
 CREATE INDEX IF NOT EXISTS evidence_by_job ON evidence (job_id);
+CREATE INDEX IF NOT EXISTS evidence_kept ON evidence (created_at) WHERE removed_at IS NULL;
 
 CREATE TABLE IF NOT EXISTS delivery (
     id                  TEXT PRIMARY KEY,            -- derived from the unique key
