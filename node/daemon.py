@@ -28,7 +28,7 @@ from node.leash import leashed
 from node.metrics import Registry
 from node.route import doorbell, router
 from node.settings import Routes, Settings, state_folder
-from node.store import studies
+from node.store import retention, studies
 from node.store.db import Database, lock_state
 from node.store.spool import Spool
 from node.web.health import Health
@@ -48,6 +48,7 @@ class Pace:
     route: float = 1.0
     ring: float = 1.0
     settle: float = 1.0
+    retain: float = 10.0
 
 
 class Loop:
@@ -117,8 +118,9 @@ class Node:
         stack.enter_context(lock_state(state))
         self.db = Database(settings.database.url)
         stack.callback(self.db.close)
+        self.db.require_sound()
         self.spool = Spool(settings.spool.url, settings.spool.refuse_below)
-        self.bundles = self._bundles()
+        self._bundles()  # a route without its bundle is better known now than with the first study
         recover(self.db, self.spool)
         self.broker_url = stack.enter_context(broker.resolve(settings, state))
         self._start_loops(stack)
@@ -149,15 +151,22 @@ class Node:
             where = f"{self.settings.node.bind}:{self.settings.node.port}"
             raise Permanent(f"The node cannot listen on {where}: {error.strerror}. Change [node] port.") from None
 
+    def _route(self) -> int:
+        """Route what is complete, with the bundles as they are on disk now: a job names the digest it was made for."""
+        if not studies.to_route(self.db):
+            return 0
+        return router.tick(self.db, self.spool, self.settings, self.routes, self._bundles())
+
     def _start_loops(self, stack: ExitStack) -> None:
         db, settings = self.db, self.settings
         ring = broker.Bell(broker.make_app(self.broker_url))
         committing = [name for name, destination in settings.destination.items() if destination.commitment]
         ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
             ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),
-            ("route", self.pace.route, lambda: router.tick(db, self.spool, settings, self.routes, self.bundles)),
+            ("route", self.pace.route, self._route),
             ("doorbell", self.pace.ring, lambda: doorbell.tick(db, ring, settings, clock.now())),
             ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing)),
+            ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, settings, clock.now())),
         )
         for name, period, tick in ticks:
             stack.callback(Loop(name, period, tick, self.health).stop)

@@ -1,7 +1,8 @@
 """At start: spool and database agree again, and what a killed process left behind goes.
 
 An instance is acknowledged when its file is durable, before the database knows it; a crash in between leaves a file
-without a row. Its header has all that a row needs.
+without a row. Its header has all that a row needs. A file whose row says that it was removed came again: retention
+never leaves one in its place (see `node/store/retention.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pathlib import Path
 
 from pydicom.filereader import read_file_meta_info
 
+from node import clock, uids
 from node.errors import Unsuitable
-from node.store import studies
+from node.store import retention, studies
 from node.store.db import Database, rows
 from node.store.spool import FOLDER_MODE, Spool
 from node.study import read_instance
@@ -31,7 +33,8 @@ _STRAY_AFTER_S = 3600.0
 class RecoverReport:
     """What recovery did: files registered again, moved to quarantine (relative names), temporary files deleted.
 
-    `missing` names files that the database knows and the spool no longer has.
+    `missing` names files that the database knows and the spool no longer has. `swept` counts temporary files and
+    results that no job reported: their reader was killed before, and the job was read again.
     """
 
     registered: int
@@ -42,6 +45,7 @@ class RecoverReport:
 
 def recover(db: Database, spool: Spool) -> RecoverReport:
     """Register what the spool has and the database does not know; raises `DatabaseUnavailable`, `NoRoom`."""
+    retention.finish(db, spool)
     known = _known(db)
     quarantined: list[str] = []
     present: set[str] = set()
@@ -50,14 +54,26 @@ def recover(db: Database, spool: Spool) -> RecoverReport:
     while batch := list(islice(unknown, _BATCH)):
         registered += studies.register(db, batch)
     missing = tuple(sorted(known - present))
-    report = RecoverReport(registered, tuple(quarantined), missing, spool.sweep_tmp(_STRAY_AFTER_S))
+    swept = spool.sweep_tmp(_STRAY_AFTER_S) + _sweep_results(db, spool)
+    report = RecoverReport(registered, tuple(quarantined), missing, swept)
     _log(report)
     return report
 
 
 def _known(db: Database) -> set[str]:
     with db.reader() as connection:
-        return {row["path"] for row in rows(connection, "SELECT path FROM instance")}
+        return {row["path"] for row in rows(connection, "SELECT path FROM instance WHERE removed_at IS NULL")}
+
+
+def _sweep_results(db: Database, spool: Spool) -> int:
+    """Delete results that no evidence row names. A worker files a result within seconds; none waits for an hour."""
+    old = [p for p in spool.results() if clock.now() - p.stat().st_mtime >= _STRAY_AFTER_S]
+    with db.reader() as connection:
+        known = {row["path"] for row in rows(connection, "SELECT path FROM evidence WHERE removed_at IS NULL")}
+    stray = [path for path in old if spool.relative(path) not in known]
+    for path in stray:
+        path.unlink()
+    return len(stray)
 
 
 def _unknown(spool: Spool, known: set[str], present: set[str], quarantined: list[str]) -> Iterator[studies.Received]:
@@ -93,7 +109,7 @@ def _receive(spool: Spool, path: Path, relative: str) -> studies.Received | None
         path=relative,
         size=status.st_size,
         calling_ae=str(read_file_meta_info(path).get("SourceApplicationEntityTitle", "")),
-        is_own_result=False,
+        is_own_result=instance.attributes.get("InstanceCreatorUID") == uids.INSTANCE_CREATOR_UID,
         received_at=status.st_mtime,
     )
 

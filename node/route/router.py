@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from node import clock
 from node.bundles import Bundle
@@ -97,7 +97,8 @@ def _route(
     db: Database, spool: Spool, routes: Routes, bundles: Bundles, study_uid: str, revision: int, now: float
 ) -> bool:
     study, unread = _read_study(db, spool, study_uid, revision)
-    decisions = explain(study, routes, bundles)
+    removed = studies.removed_before(db, study_uid, revision)
+    decisions = [_unless_partial(d, bundles, removed) for d in explain(study, routes, bundles)]
     by_name = {route.name: route for route in routes.route}
     jobs = [_job(study, revision, d, by_name[d.route], bundles[d.bundle]) for d in decisions if d.read]
     reason = _reason(decisions, unread)
@@ -107,6 +108,15 @@ def _route(
         "Study %s revision %d was routed: %d jobs.", study_uid, revision, len(jobs), extra={"action": "study_routed"}
     )
     return True
+
+
+def _unless_partial(decision: Decision, bundles: Bundles, removed: Mapping[str, int]) -> Decision:
+    """Leave a volume of which retention has removed a part: what is left of it would give a wrong result."""
+    gone = removed.get(decision.series_instance_uid, 0)
+    if not (decision.read and gone and bundles[decision.bundle].dicom.dimensions == 3):
+        return decision
+    reason = f"{gone} of its instances were removed by retention (spool.keep_images); send the whole series again"
+    return replace(decision, read=False, reasons=(reason,))
 
 
 def _read_study(db: Database, spool: Spool, study_uid: str, revision: int) -> tuple[Study, list[str]]:

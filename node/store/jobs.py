@@ -90,7 +90,8 @@ def reported(
 ) -> bool:
     """File the results: evidence, deliveries and REPORTED in one transaction. False: the lease was lost, file nothing.
 
-    The files must be in the spool already. A document that is known keeps the bytes that were filed first.
+    The files must be in the spool already. A document that is known keeps the bytes that were filed first, unless
+    retention removed them since; a destination that got those is still not sent others under the same UID.
     """
     with db.transaction() as connection:
         reason = f"{len(documents)} Evidence Documents for {', '.join(claimed.send_to) or 'nobody'}"
@@ -154,13 +155,15 @@ def predecessors(
     """Return the spool paths of the SRs of the latest earlier revision that has any.
 
     They are what the Predecessor Documents Sequence (PS3.3 §C.17.2) of the new SR names; each of them names its own.
+    Those that retention removed are left out.
     """
     with db.reader() as connection:
         found = rows(
             connection,
             "SELECT e.path, j.revision FROM evidence e JOIN job j ON j.id = e.job_id "
             "WHERE j.study_instance_uid = :study AND j.series_instance_uid = :series AND j.bundle = :bundle "
-            "AND j.revision < :revision AND e.kind = 'SR' ORDER BY e.created_at, e.sop_instance_uid",
+            "AND j.revision < :revision AND e.kind = 'SR' AND e.removed_at IS NULL "
+            "ORDER BY e.created_at, e.sop_instance_uid",
             study=study_instance_uid,
             series=series_instance_uid,
             bundle=bundle,
@@ -229,7 +232,8 @@ def _file(connection: sa.Connection, claimed: Claimed, document: Document, now: 
         sa.text(
             "INSERT INTO evidence (sop_instance_uid, job_id, kind, sop_class_uid, series_instance_uid, path, sha256, "
             "size, created_at) VALUES (:sop_instance_uid, :job_id, :kind, :sop_class_uid, :series_instance_uid, :path, "
-            ":sha256, :size, :now) ON CONFLICT DO NOTHING"
+            ":sha256, :size, :now) ON CONFLICT (sop_instance_uid) DO UPDATE SET path = :path, sha256 = :sha256, "
+            "size = :size, created_at = :now, removed_at = NULL WHERE evidence.removed_at IS NOT NULL"
         ),
         {**asdict(document), "job_id": claimed.id, "now": now},
     )

@@ -1,13 +1,15 @@
 """Registering: instances that are durable in the spool enter the index, and a late one reopens its study.
 
 An instance is known by (SOP Instance UID, SHA-256 of its data set): the same bytes again change nothing, other bytes
-under the same UID are never lost.
+under the same UID are never lost. Bytes that come again after retention removed them are a new instance: its sender
+was promised that they are kept, and why it sends them again is not for us to guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -37,7 +39,11 @@ _INSERT_INSTANCE = sa.text(
     "INSERT INTO instance (sop_instance_uid, sha256, study_instance_uid, series_instance_uid, sop_class_uid, "
     "transfer_syntax_uid, path, size, calling_ae, is_own_result, received_at, revision) VALUES (:sop_instance_uid, "
     ":sha256, :study_instance_uid, :series_instance_uid, :sop_class_uid, :transfer_syntax_uid, :path, :size, "
-    ":calling_ae, :is_own_result, :received_at, :revision) ON CONFLICT DO NOTHING"
+    ":calling_ae, :is_own_result, :received_at, :revision) ON CONFLICT (sop_instance_uid, sha256) DO UPDATE SET "
+    "path = :path, size = :size, calling_ae = :calling_ae, received_at = :received_at, removed_at = NULL, "
+    # Where late instances are ignored, what comes back takes its old place and the frozen manifest stays as it was.
+    "revision = CASE WHEN :settled = 1 AND instance.last_revision = :revision - 1 THEN instance.revision "
+    "ELSE :revision END, last_revision = NULL WHERE instance.removed_at IS NOT NULL"
 )
 
 
@@ -90,11 +96,20 @@ def _register_study(
         _take_in(connection, study, images, late)
     for instance in new:
         values = {"is_own_result": int(instance.is_own_result), "revision": study["revision"] + 1}
+        values["settled"] = int(late == "ignore" and study["state"] != S.RECEIVING)
         connection.execute(_INSERT_INSTANCE, asdict(instance) | values)
-        if len(known[instance.sop_instance_uid]) > 1:
-            reason = f"{instance.sop_instance_uid} came with other bytes before; both are kept"
-            record(connection, "instance", instance.sha256, "", "DIFFERS", instance.received_at, reason)
+        _note(connection, instance, known[instance.sop_instance_uid])
     return len(new)
+
+
+def _note(connection: sa.Connection, instance: Received, copies: dict[str, _Copy]) -> None:
+    """Record what is odd about an instance that is new."""
+    at, uid = instance.received_at, instance.sop_instance_uid
+    if copies[instance.sha256] is _Copy.AGAIN:
+        record(connection, "instance", instance.sha256, "", "AGAIN", at, f"{uid} came again after it was removed")
+    if len(copies) > 1:
+        reason = f"{uid} came with other bytes before; both are kept"
+        record(connection, "instance", instance.sha256, "", "DIFFERS", at, reason)
 
 
 def _open(connection: sa.Connection, study_uid: str, received: Sequence[Received]) -> None:
@@ -110,23 +125,31 @@ def _open(connection: sa.Connection, study_uid: str, received: Sequence[Received
         record(connection, "study", study_uid, "", S.RECEIVING, at, f"first instance from {received[0].calling_ae}")
 
 
-def _known(connection: sa.Connection, uids: Sequence[str]) -> dict[str, set[str]]:
-    """Return SOP Instance UID → digests of the copies that are there."""
-    known: dict[str, set[str]] = {uid: set() for uid in uids}
+class _Copy(Enum):
+    """What is known of one digest under a SOP Instance UID."""
+
+    THERE, REMOVED, AGAIN, NEW = "there", "removed", "came again after its removal", "new"
+
+
+def _known(connection: sa.Connection, uids: Sequence[str]) -> dict[str, dict[str, _Copy]]:
+    """Return SOP Instance UID → digests of the copies that are there or once were."""
+    known: dict[str, dict[str, _Copy]] = {uid: {} for uid in uids}
     wanted = sorted(known)
     for start in range(0, len(wanted), 500):
-        statement = "SELECT sop_instance_uid, sha256 FROM instance WHERE sop_instance_uid IN :part"
+        statement = "SELECT sop_instance_uid, sha256, removed_at FROM instance WHERE sop_instance_uid IN :part"
         for row in rows(connection, statement, part=wanted[start : start + 500]):
-            known[row["sop_instance_uid"]].add(row["sha256"])
+            copy = _Copy.THERE if row["removed_at"] is None else _Copy.REMOVED
+            known[row["sop_instance_uid"]][row["sha256"]] = copy
     return known
 
 
-def _is_new(instance: Received, known: dict[str, set[str]]) -> bool:
+def _is_new(instance: Received, known: dict[str, dict[str, _Copy]]) -> bool:
     copies = known[instance.sop_instance_uid]
-    if instance.sha256 in copies:
-        return False
-    copies.add(instance.sha256)
-    return True
+    before = copies.get(instance.sha256)
+    if before in (None, _Copy.REMOVED):
+        copies[instance.sha256] = _Copy.AGAIN if before else _Copy.NEW
+        return True
+    return False
 
 
 def _take_in(
@@ -158,7 +181,7 @@ def _is_waiting(connection: sa.Connection, study: dict[str, Any]) -> bool:
         rows(
             connection,
             "SELECT 1 AS there FROM instance WHERE study_instance_uid = :uid AND revision > :revision "
-            "AND is_own_result = 0 LIMIT 1",
+            "AND is_own_result = 0 AND removed_at IS NULL LIMIT 1",
             uid=study["study_instance_uid"],
             revision=study["revision"],
         )

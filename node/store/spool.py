@@ -12,7 +12,8 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +45,11 @@ class Spool:
         self.root = root
         self.refuse_below = refuse_below
         self._tmp = root / "tmp"
+        self._removing = root / "removing"
         self._durable: set[Path] = set()
         self._lock = threading.Lock()
         try:
-            for folder in (root.parent, root, self._tmp, root / "instances", root / "results"):
+            for folder in (root.parent, root, self._tmp, self._removing, root / "instances", root / "results"):
                 folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             for folder in (root, root.parent):
                 _fsync_folder(folder)
@@ -108,6 +110,47 @@ class Spool:
                 continue
         return swept
 
+    def set_aside(self, relatives: Iterable[str], before: float) -> list[str]:
+        """Begin to remove: move files durably out of their places; return the names that now have no file there.
+
+        A file that was stored, or stored again, after `before` (seconds since the epoch) stays. What is set aside is
+        put back or discarded next, or at the latest when the node starts again.
+        """
+        gone, folders = [], {self._removing}
+        for relative in relatives:
+            path, aside = self.path(relative), self._aside(relative)
+            try:
+                if path.stat().st_mtime > before:
+                    continue
+                path.rename(aside)
+                folders.add(path.parent)
+                if aside.stat().st_mtime > before:  # stored again between the two lines above
+                    aside.rename(path)
+                    continue
+            except FileNotFoundError:
+                pass
+            gone.append(relative)
+        for folder in folders:
+            _fsync_folder(folder)
+        return gone
+
+    def put_back(self, relative: str) -> None:
+        """Undo `set_aside`: the file is in its place again, durably. No file was set aside: nothing happens."""
+        path = self.path(relative)
+        with suppress(FileNotFoundError):
+            self._aside(relative).rename(path)
+            _fsync_folder(path.parent)
+
+    def discard(self, relative: str) -> None:
+        """Delete what was set aside."""
+        self._aside(relative).unlink(missing_ok=True)
+
+    def aside(self) -> list[str]:
+        """Return the names of all files that are set aside."""
+        names = (path.name.partition("-") for path in sorted(self._removing.iterdir()))
+        found = [f"{kind}/{name[:2]}/{name[2:4]}/{name}" for kind, _, name in names]
+        return [relative for relative in found if _NAME.fullmatch(relative)]
+
     def verify(self, relative: str, sha256: str) -> bool:
         """Say whether the file is there and its data set (a result: the file) still has this digest."""
         path = self.path(relative)
@@ -126,7 +169,7 @@ class Spool:
         final = folder / f"{sha256}.dcm"
         try:
             self._make_durable(folder)
-            if _ends_with(final, tail):
+            if _ends_with(final, tail) and _touched(final):
                 _fsync_folder(folder)  # whoever renamed it may have been killed before doing so
             else:
                 self._write(final, parts)
@@ -137,6 +180,9 @@ class Spool:
                 "Free some space, and check the disk if there is plenty."
             ) from error
         return Stored(self.relative(final), sha256, size)
+
+    def _aside(self, relative: str) -> Path:
+        return self._removing / f"{relative.split('/')[0]}-{self.path(relative).name}"
 
     def _write(self, final: Path, parts: tuple[bytes, ...]) -> None:
         temporary = self._write_temporary(parts)
@@ -212,6 +258,15 @@ def _ends_with(path: Path, tail: bytes) -> bool:
             return all(file.read(_CHUNK) == view[at : at + _CHUNK] for at in range(0, len(tail), _CHUNK))
     except FileNotFoundError:
         return False
+
+
+def _touched(path: Path) -> bool:
+    """Note that these bytes came again, so that retention counts from now; False when retention was quicker."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -55,7 +55,8 @@ def due(db: Database, now: float, quiet_period: float, max_wait: float) -> list[
             connection,
             "SELECT study_instance_uid, revision, opened_at, last_received_at FROM study s WHERE state = 'RECEIVING' "
             "AND (last_received_at <= :quiet OR opened_at <= :open) AND EXISTS (SELECT 1 FROM instance i WHERE "
-            "i.study_instance_uid = s.study_instance_uid AND i.revision > s.revision AND i.is_own_result = 0) "
+            "i.study_instance_uid = s.study_instance_uid AND i.revision > s.revision AND i.is_own_result = 0 "
+            "AND i.removed_at IS NULL) "
             "ORDER BY opened_at, study_instance_uid",
             quiet=now - quiet_period,
             open=now - max_wait,
@@ -99,11 +100,25 @@ def complete(
 def manifest(db: Database, study_uid: str, revision: int) -> list[InstanceRow]:
     """Return the instances that the study consists of in this revision, by series and SOP Instance UID.
 
-    Our own results are not among them. Where one SOP Instance UID came with different bytes, the copy received last
-    stands (a corrected header sent again), and the history of the instance tells of it.
+    Our own results are not among them, nor is what retention removed before the revision was complete. Where one SOP
+    Instance UID came with different bytes, the copy received last stands (a corrected header sent again), and the
+    history of the instance tells of it.
     """
     with db.reader() as connection:
         return _manifest(connection, study_uid, revision)
+
+
+def removed_before(db: Database, study_uid: str, revision: int) -> dict[str, int]:
+    """Return, by Series Instance UID, how many instances retention removed before this revision was complete."""
+    with db.reader() as connection:
+        found = rows(
+            connection,
+            "SELECT series_instance_uid, COUNT(*) AS many FROM instance WHERE study_instance_uid = :uid "
+            "AND is_own_result = 0 AND last_revision < :revision GROUP BY series_instance_uid",
+            uid=study_uid,
+            revision=revision,
+        )
+    return {row["series_instance_uid"]: int(row["many"]) for row in found}
 
 
 def manifest_sha256(instances: Iterable[InstanceRow]) -> str:
@@ -189,8 +204,8 @@ def show(db: Database, study_uid: str) -> dict[str, Any]:
 
 
 _SERIES = (
-    "SELECT series_instance_uid, is_own_result, COUNT(*) AS instances, SUM(size) AS size, "
-    "MIN(received_at) AS first_received_at, MAX(received_at) AS last_received_at FROM instance "
+    "SELECT series_instance_uid, is_own_result, COUNT(*) AS instances, COUNT(removed_at) AS removed, "
+    "SUM(size) AS size, MIN(received_at) AS first_received_at, MAX(received_at) AS last_received_at FROM instance "
     "WHERE study_instance_uid = :uid GROUP BY series_instance_uid, is_own_result ORDER BY series_instance_uid"
 )
 
@@ -200,7 +215,8 @@ def _manifest(connection: sa.Connection, study_uid: str, revision: int) -> list[
     found = rows(
         connection,
         f"SELECT {', '.join(names)} FROM instance WHERE study_instance_uid = :uid "  # noqa: S608 - our own names
-        "AND revision <= :revision AND is_own_result = 0 ORDER BY received_at, revision, sha256",
+        "AND revision <= :revision AND (last_revision IS NULL OR last_revision >= :revision) AND is_own_result = 0 "
+        "ORDER BY received_at, revision, sha256",
         uid=study_uid,
         revision=revision,
     )

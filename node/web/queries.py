@@ -14,7 +14,7 @@ JOIN evidence e ON e.sop_instance_uid = d.sop_instance_uid JOIN job j ON j.id = 
 WHERE j.study_instance_uid IN :studies GROUP BY j.study_instance_uid, d.state
 """
 _KEY_IMAGE = """
-SELECT e.path FROM evidence e JOIN job j ON j.id = e.job_id
+SELECT e.path FROM evidence e JOIN job j ON j.id = e.job_id AND e.removed_at IS NULL
 WHERE j.study_instance_uid = :study AND e.kind = 'SC' ORDER BY e.created_at DESC, e.sop_instance_uid
 """
 
