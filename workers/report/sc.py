@@ -54,8 +54,18 @@ def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: 
 
 def _caption(run: Run, volume: Volume, k: int) -> str:
     algorithm = run.reading.algorithm
-    where = f"  ·  slice {k + 1} of {len(volume.sources)}" if len(volume.sources) > 1 else ""
-    return f"{algorithm.name} {algorithm.version}  ·  unverified{where}"
+    return f"{algorithm.name} {algorithm.version}  ·  unverified{_which_image(run, volume, k)}"
+
+
+def _which_image(run: Run, volume: Volume, k: int) -> str:
+    """Name the slice as viewers do, by its Instance Number or frame; they may count positions the other way round."""
+    if len(volume.sources) == 1:
+        return ""
+    source = volume.sources[k]
+    if source.frame_number is not None:
+        return f"  ·  frame {source.frame_number}"
+    number = run.header(source).get("InstanceNumber")
+    return f"  ·  image {number}" if number is not None else ""
 
 
 def _finding_line(finding: Finding) -> Line:

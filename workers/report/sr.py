@@ -17,6 +17,7 @@ from workers.report import sources
 from workers.report.groups import Group, Stack, coded, finding_group, segment_groups
 from workers.report.run import Run, finish
 
+_MEANINGS = {(code.value, code.scheme): code.meaning for code in codes.ALL}
 _PROCEDURES = {"CT": codes.CT_PROCEDURE, "MR": codes.MR_PROCEDURE}
 
 
@@ -48,7 +49,7 @@ def build(run: Run, volumes: Sequence[Volume], segs: Sequence[Dataset | None], c
     _predecessors(ds, run)
     _requests(ds, run)
     _remarks(ds, run)
-    _separate(ds)
+    _house_style(ds)
     return finish(ds, run, "SR", 0)
 
 
@@ -134,9 +135,14 @@ def _remarks(ds: Dataset, run: Run) -> None:
         ds.ContentSequence.append(item)
 
 
-def _separate(item: Dataset) -> None:
-    """Make every container SEPARATE: renderers print no names, so "91 %" of nothing, in a CONTINUOUS one."""
+def _house_style(item: Dataset) -> None:
+    """Make every container SEPARATE and spell concept names as PS3.16 does, which the library does not.
+
+    Renderers print no names in a CONTINUOUS container: it would read "91 %" of nothing.
+    """
     if item.get("ValueType") == "CONTAINER":
         item.ContinuityOfContent = "SEPARATE"
+    for name in item.get("ConceptNameCodeSequence", ()):
+        name.CodeMeaning = _MEANINGS.get((name.CodeValue, name.CodingSchemeDesignator), name.CodeMeaning)
     for child in item.get("ContentSequence", ()):
-        _separate(child)
+        _house_style(child)
