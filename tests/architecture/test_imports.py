@@ -34,6 +34,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "node.cli_dicom",
         "node.cli_queue",
         "node.cli_read",
+        "node.cli_spool",
         "node.check",
         "node.demo",
     ),
