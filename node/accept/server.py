@@ -12,6 +12,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from pynetdicom import AE
@@ -76,7 +77,8 @@ class GuardedServer(AssociationServer):
     def stop(self) -> None:
         """Make `serve_forever` return; connections that associate stay."""
         self._stopping = True
-        self._wake_writer.send(b"\0")
+        with suppress(OSError):  # the loop saw it between two rounds and has closed the pair already
+            self._wake_writer.send(b"\0")
 
     def server_close(self) -> None:
         """Close the listening socket and the pair that wakes the loop."""
