@@ -108,9 +108,14 @@ def probability_of(finding: Code, label: str, *, calibrated: bool) -> Code:
     return _private("P" if calibrated else "S", finding, f"AI: {label[:48]} {noun}")
 
 
-def measured_on(quantity: Code, segment: Code, label: str) -> Code:
-    """Return the concept name of a quantity of one named segment, such as "AI: Left lung area"."""
-    return _private(quantity.meaning[:1], segment, f"AI: {label[:48]} {quantity.meaning.lower()[:11]}")
+def measured_on(quantity: Code, segment: Code, label: str, *, found: bool = True) -> Code:
+    """Return the concept name of a quantity of one named segment, such as "AI: Left lung area".
+
+    `found`: otherwise the name says that there is none; a viewer in use shows the number 0 as nothing at all.
+    """
+    noun = quantity.meaning.lower()[:11]
+    meaning = f"AI: {label[:48]} {noun}" if found else f"AI: {label[:36]} not found, {noun}"
+    return _private(quantity.meaning[:1], segment, meaning)
 
 
 def _private(prefix: str, subject: Code, meaning: str) -> Code:

@@ -60,7 +60,8 @@ def _two_films(_data: Path, folder: Path) -> Inputs:
     """A series of two films: one SEG and one key image each, one SR."""
     slices = [phantoms.chest_film(seed, size=size)[0] for seed, size in ((1, 128), (2, 131))]
     for ds in slices:
-        ds.StudyInstanceUID, ds.SeriesInstanceUID = slices[0].StudyInstanceUID, slices[0].SeriesInstanceUID
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "PatientID"):
+            setattr(ds, keyword, slices[0][keyword].value)
     volumes = [readings.film_of(ds) for ds in slices]
     return readings.written(slices, folder), volumes, _together(volumes)
 

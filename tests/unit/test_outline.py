@@ -16,6 +16,15 @@ def test_a_rectangle_measures_its_diagonal_and_the_chord_across_it() -> None:
     assert np.linalg.norm(across) == pytest.approx(axes.short_mm)
 
 
+def test_both_axes_lie_on_an_object_of_oblong_pixels() -> None:
+    y, x = np.mgrid[:60, :90]
+    mask = ((x - 30) / 22) ** 2 + ((y - 40) / 9) ** 2 < 1
+    axes = outline.axes(mask, row_spacing_mm=2.0, column_spacing_mm=0.7)
+    for line in (axes.long, axes.short):
+        inside = np.linspace(line[0], line[1], 40)[2:-2]
+        assert all(mask[int(row), int(column)] for column, row in inside)
+
+
 def test_a_disk_measures_its_diameter_both_ways() -> None:
     y, x = np.mgrid[:80, :80]
     axes = outline.axes(np.hypot(x - 41.3, y - 37.8) < 25, 0.8, 0.8)

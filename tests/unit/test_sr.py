@@ -115,7 +115,7 @@ def test_an_absent_segment_says_so_and_can_be_seen(tmp_path: Path) -> None:
     volume, context, segmentation = box(tmp_path)
     reading = Reading(readings.algorithm(), readings.STARTED, (), (readings.absent(segmentation),))
     (group,) = groups_of(report(reading, [volume], context))
-    assert numbers(group) == {"AI: Box volume": (0.0, "ml")}
+    assert numbers(group) == {"AI: Box not found, volume": (0.0, "ml")}
     assert code_of(named(group, codes.PRESENCE)[0], "ConceptCodeSequence") == codes.ABSENT
     assert [i.GraphicType for i in walk(group) if i.get("ValueType") == "SCOORD"] == ["POINT"]
 

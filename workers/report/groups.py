@@ -219,7 +219,7 @@ def _standard(run: Run, segment: Segment, film: Source | None) -> list[sr.Measur
 
 
 def _named(measurement: Measurement, segment: Segment) -> Code:
-    return codes.measured_on(measurement.name, segment.type, segment.label)
+    return codes.measured_on(measurement.name, segment.type, segment.label, found=not segment.is_empty)
 
 
 def _calipers(run: Run, axes: outline.Axes, source: Source) -> Iterator[sr.Measurement]:

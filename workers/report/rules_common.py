@@ -133,7 +133,8 @@ def _bundle_codes(case: Case) -> Iterator[Code]:
             if segment.type_modifier:
                 yield segment.type_modifier
             names = [m.name for m in segment.measurements] or [codes.AREA, codes.VOLUME]
-            yield from (codes.measured_on(name, segment.type, segment.label) for name in names)
+            found = not segment.is_empty
+            yield from (codes.measured_on(name, segment.type, segment.label, found=found) for name in names)
             for measurement in segment.measurements:
                 yield from (measurement.name, measurement.unit)
                 if measurement.method:

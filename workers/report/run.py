@@ -133,7 +133,8 @@ def _series_and_instance(ds: Dataset, run: Run, kind: ResultKind, ordinal: int) 
     ds.SeriesInstanceUID = run.uid(kind, 0 if shared_series else ordinal, "series")
     ds.SeriesNumber = run.series_number(kind)
     ds.InstanceNumber = ordinal + 1 if shared_series else 1
-    ds.SeriesDescription = f"AI {run.reading.algorithm.label[:15]} {_SERIES_TITLE[kind]}"
+    several = f" {ordinal + 1}" if kind == "SEG" and len(run.reading.segmentations) > 1 else ""
+    ds.SeriesDescription = f"AI {run.reading.algorithm.label[:15]} {_SERIES_TITLE[kind]}{several}"
     ds.InstanceCreatorUID = uids.INSTANCE_CREATOR_UID
 
 

@@ -82,7 +82,7 @@ def _segment_lines(segmentation: Segmentation | None) -> Iterator[Line]:
 def _values(segment: Segment) -> str:
     if segment.is_empty:
         return "absent"
-    units = {codes.MILLILITER: "mL", codes.SQUARE_CENTIMETER: "cm²", codes.PIXELS: "pixels"}
+    units = {codes.MILLILITER: "mL", codes.SQUARE_CENTIMETER: "cm2", codes.PIXELS: "pixels"}
     numbers = (f"{m.value:,.0f}" if m.unit == codes.PIXELS else f"{m.value:.3g}" for m in segment.measurements)
     named = [f"{n} {units.get(m.unit, m.unit.value)}" for n, m in zip(numbers, segment.measurements, strict=True)]
     return ", ".join(named) or "present"
