@@ -12,14 +12,14 @@ from typing import Any
 
 import click
 
-from node import cli_content, cli_dicom, cli_node, cli_queue
+from node import cli_content, cli_dicom, cli_node, cli_queue, cli_spool
 from node.errors import ConfigError, Unsuitable, WetreadError
 
 FAILED, USAGE, UNSUITABLE, INTERRUPTED, CLOSED_PIPE = 1, 2, 3, 130, 141
 
 _SECTIONS = {
     "Run": ("demo", "serve", "worker", "check"),
-    "Look": ("studies", "jobs", "deliveries", "dead"),
+    "Look": ("studies", "jobs", "deliveries", "dead", "spool"),
     "DICOM": ("read", "send", "echo"),
     "Set up": ("route", "models", "config"),
 }
@@ -56,8 +56,9 @@ def wetread() -> None:
     """
 
 
-for _command in (*cli_node.COMMANDS, *cli_queue.COMMANDS, *cli_dicom.COMMANDS, *cli_content.COMMANDS):
-    wetread.add_command(_command)
+for _part in (cli_node, cli_queue, cli_spool, cli_dicom, cli_content):
+    for _command in _part.COMMANDS:
+        wetread.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -33,14 +33,15 @@ _STRAY_AFTER_S = 3600.0
 class RecoverReport:
     """What recovery did: files registered again, moved to quarantine (relative names), temporary files deleted.
 
-    `missing` names files that the database knows and the spool no longer has. `swept` counts temporary files and
-    results that no job reported: their reader was killed before, and the job was read again.
+    `missing` names files that the database knows and the spool no longer has. `unreported` counts results, now in
+    quarantine too, that no job reported: their worker was killed before, and the job was read again.
     """
 
     registered: int
     quarantined: tuple[str, ...]
     missing: tuple[str, ...]
     swept: int
+    unreported: int = 0
 
 
 def recover(db: Database, spool: Spool) -> RecoverReport:
@@ -54,8 +55,8 @@ def recover(db: Database, spool: Spool) -> RecoverReport:
     while batch := list(islice(unknown, _BATCH)):
         registered += studies.register(db, batch)
     missing = tuple(sorted(known - present))
-    swept = spool.sweep_tmp(_STRAY_AFTER_S) + _sweep_results(db, spool)
-    report = RecoverReport(registered, tuple(quarantined), missing, swept)
+    unreported = _set_unreported_aside(db, spool)
+    report = RecoverReport(registered, tuple(quarantined), missing, spool.sweep_tmp(_STRAY_AFTER_S), unreported)
     _log(report)
     return report
 
@@ -65,15 +66,18 @@ def _known(db: Database) -> set[str]:
         return {row["path"] for row in rows(connection, "SELECT path FROM instance WHERE removed_at IS NULL")}
 
 
-def _sweep_results(db: Database, spool: Spool) -> int:
-    """Delete results that no evidence row names. A worker files a result within seconds; none waits for an hour."""
+def _set_unreported_aside(db: Database, spool: Spool) -> int:
+    """Quarantine results that no evidence row names. A worker files a result within seconds; none waits for an hour.
+
+    They are not deleted: where the database was restored from a copy, they may be what an archive already has.
+    """
     old = [p for p in spool.results() if clock.now() - p.stat().st_mtime >= _STRAY_AFTER_S]
     with db.reader() as connection:
         known = {row["path"] for row in rows(connection, "SELECT path FROM evidence WHERE removed_at IS NULL")}
-    stray = [path for path in old if spool.relative(path) not in known]
-    for path in stray:
-        path.unlink()
-    return len(stray)
+    unreported = [path for path in old if spool.relative(path) not in known]
+    for path in unreported:
+        _quarantine(spool, path)
+    return len(unreported)
 
 
 def _unknown(spool: Spool, known: set[str], present: set[str], quarantined: list[str]) -> Iterator[studies.Received]:
@@ -124,6 +128,8 @@ def _log(report: RecoverReport) -> None:
     extra = {"action": "recovered"}
     if report.registered or report.swept:
         log.info("%d instances were registered again from the spool.", report.registered, extra=extra)
+    if report.unreported:
+        log.warning("%d results that no job reported lie in quarantine now.", report.unreported, extra=extra)
     for name in report.quarantined:
         log.error("%s does not hold the bytes it is named after; it lies in quarantine now.", name, extra=extra)
     for name in report.missing:

@@ -81,7 +81,7 @@ def complete(
         changes = {
             "revision": revision,
             "completed_at": now,
-            "manifest_sha256": manifest_sha256(_manifest(connection, study_uid, revision)),
+            "manifest_sha256": manifest_sha256(manifest_in(connection, study_uid, revision)),
             "reason": reason,
         }
         move(
@@ -105,7 +105,7 @@ def manifest(db: Database, study_uid: str, revision: int) -> list[InstanceRow]:
     history of the instance tells of it.
     """
     with db.reader() as connection:
-        return _manifest(connection, study_uid, revision)
+        return manifest_in(connection, study_uid, revision)
 
 
 def removed_before(db: Database, study_uid: str, revision: int) -> dict[str, int]:
@@ -210,7 +210,8 @@ _SERIES = (
 )
 
 
-def _manifest(connection: sa.Connection, study_uid: str, revision: int) -> list[InstanceRow]:
+def manifest_in(connection: sa.Connection, study_uid: str, revision: int) -> list[InstanceRow]:
+    """Do what `manifest` does, inside the caller's transaction."""
     names = [field.name for field in fields(InstanceRow)]
     found = rows(
         connection,

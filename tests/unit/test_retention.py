@@ -319,11 +319,11 @@ def test_a_removed_sr_is_no_predecessor_and_the_same_document_can_be_filed_again
     assert jobs.predecessors(house.db, house.uid, house.series, "hippocampus", 2) == []
 
 
-def test_a_result_that_no_job_reported_is_swept_at_start_and_a_young_one_stays(house: House) -> None:
+def test_a_result_that_no_job_reported_x_and_a_young_one_stays(house: House) -> None:
     _, result = house.done()
     old, young = house.spool.store_result(b"old"), house.spool.store_result(b"young")
     os.utime(house.spool.path(old.path), (OLD, OLD))
-    assert recover(house.db, house.spool).swept == 1
+    assert recover(house.db, house.spool).unreported == 1
     assert not house.spool.path(old.path).exists()
     assert house.spool.path(young.path).exists()
     assert house.spool.path(result).exists()

@@ -174,3 +174,17 @@ def test_the_shipped_routes_read_what_the_shipped_bundles_are_for(
         decisions = router.explain(study, routes, shipped)
         assert {(d.bundle, d.series) for d in decisions if d.read} == read
         assert all(d.reasons for d in decisions)
+
+
+def test_a_volume_of_which_a_part_was_removed_is_left_and_says_so(database: Database, spool: Spool) -> None:
+    study_uid = complete(database, spool, {"SeriesInstanceUID": "1.2.3.4"})
+    tick(database, spool)
+    with database.transaction() as connection:  # what retention notes
+        connection.exec_driver_sql("UPDATE instance SET removed_at = 1, last_revision = 1")
+    late = header(StudyInstanceUID=study_uid, SeriesInstanceUID="1.2.3.4")
+    studies.register(database, [received(spool, late)])
+    assert studies.complete(database, study_uid, 5000.0, "quiet") == 2
+    tick(database, spool)
+    study = studies.show(database, study_uid)
+    assert [job["revision"] for job in study["jobs"]] == [1]
+    assert "1 of its instances were removed by retention" in study["reason"]
