@@ -85,7 +85,7 @@ class Demo:
 
     def push(self, study: Path | None) -> None:
         """Send `study`, or the synthetic chest film, to the node; raises `Permanent` when an instance is refused."""
-        what = f"everything in {study}" if study is not None else "a synthetic chest film, made now,"
+        what = f"everything in {study}" if study is not None else "a synthetic chest film with an opacity, made now,"
         self._step("scanner", f"SCANNER sends {what} to WETREAD")
         source: Any = study if study is not None else [_synthetic_film()]
         report = scanner.send(source, "127.0.0.1", self._node.listener.port)
@@ -231,7 +231,7 @@ class Demo:
 def _synthetic_film() -> Dataset:
     from node.simulate.phantoms import chest_film  # numpy and scipy are of no use to anything else here
 
-    return chest_film()[0]
+    return chest_film(seed=3, opacity="right lower")[0]
 
 
 def _find_instances(port: int, study_uid: str) -> Iterator[str]:
