@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from node import cli_content, cli_dicom, cli_node, cli_queue, cli_spool
+from node import cli_content, cli_dicom, cli_model, cli_node, cli_queue, cli_spool
 from node.errors import ConfigError, Unsuitable, WetreadError
 
 FAILED, USAGE, UNSUITABLE, INTERRUPTED, CLOSED_PIPE = 1, 2, 3, 130, 141
@@ -21,6 +21,7 @@ _SECTIONS = {
     "Run": ("demo", "serve", "worker", "check"),
     "Look": ("studies", "jobs", "deliveries", "dead", "spool"),
     "DICOM": ("read", "send", "echo"),
+    "Measure": ("evaluate",),
     "Set up": ("route", "models", "config"),
 }
 
@@ -56,7 +57,7 @@ def wetread() -> None:
     """
 
 
-for _part in (cli_node, cli_queue, cli_spool, cli_dicom, cli_content):
+for _part in (cli_node, cli_queue, cli_spool, cli_dicom, cli_model, cli_content):
     for _command in _part.COMMANDS:
         wetread.add_command(_command)
 

@@ -16,7 +16,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.errors", "node.clock", "node.uids", "node.codes"),
     ("node.configfile", "node.states", "node.leash"),
     ("node.bundles", "node.study", "node.findings"),
-    ("node.settings",),
+    ("node.settings", "node.cards"),
     ("node.log", "node.metrics", "node.audit"),
     ("node.store",),
     ("node.embedded", "node.broker", "node.simulate"),
@@ -24,12 +24,15 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.web",),
     ("workers.load", "workers.predict", "workers.report", "workers.send"),
     ("workers.pipeline",),
+    ("workers.evaluate",),
     ("workers.reader",),
     ("workers.tasks",),
     ("workers.app",),
     ("node.daemon",),
     (
         "node.cli_output",
+        "node.cli_child",
+        "node.cli_model",
         "node.cli_content",
         "node.cli_dicom",
         "node.cli_queue",
@@ -53,8 +56,11 @@ SIBLINGS = {
 """Stages meet in the database or in `pipeline`, never in a call."""
 
 ONLY_IN = {
-    "torch": ("workers.predict",),
-    "monai": ("workers.predict",),
+    "torch": ("workers.predict", "workers.evaluate"),
+    "monai": ("workers.predict", "workers.evaluate"),
+    "sklearn": ("workers.evaluate",),
+    "matplotlib": ("workers.evaluate",),
+    "nibabel": ("workers.evaluate",),
     "highdicom": ("workers.report",),
     "celery": ("node.broker", "workers.app", "workers.tasks"),
     "starlette": ("node.web",),

@@ -34,7 +34,7 @@ def test_the_supervisor_of_the_worker_imports_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["read", "--help"], ["dead", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["read", "--help"], ["dead", "--help"], ["evaluate", "--help"]])
 def test_help_is_quick_and_light(arguments: list[str]) -> None:
     light = f"import sys; from node import cli; cli.run({arguments!r}); {_SHOW}"
     done = python("-c", light)

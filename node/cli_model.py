@@ -1,0 +1,98 @@
+"""`wetread evaluate`: a bundle measured on labelled images, in a child process as a node would read them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from node.cli_output import config_option, json_option, load_settings, print_json, print_rows
+from node.errors import Permanent
+
+
+@click.command(short_help="Measure a model on labelled images.")
+@click.argument("name", metavar="NAME")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="CSV",
+    help="Columns image,label[,patient][,cohort].",
+)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@config_option
+@json_option
+def evaluate(name: str, data: Path, out: Path, config: Path | None, as_json: bool) -> None:
+    """Read labelled images with a Model Bundle and write figures with their intervals, plots and a report into DIR.
+
+    The manifest is a CSV file: `image` is DICOM (a file, or a folder with one series), PNG, JPEG or NIfTI; `label` a
+    finding (0 or 1, or its name) or the path of a mask. Intervals resample patients, and figures are told per cohort.
+    """
+    from node import bundles, clock
+
+    settings = load_settings(config)
+    bundle = bundles.find(name, *((settings.worker.models,) if settings.worker.models else ()))
+    request = import_module("workers.evaluate.request").Request(  # by name: the node does not know the workers
+        bundle=str(bundle.folder),
+        digest=bundle.digest,
+        manifest=str(data),
+        out=str(out),
+        device=settings.worker.device,
+        started=clock.now(),
+    )
+    _follow("workers.evaluate", request.to_json(), settings.worker.job_timeout)
+    found = _load(out / "metrics.json")
+    print_json(found) if as_json else _print_figures(found, out)
+
+
+def _follow(module: str, request: str, silence_s: float) -> None:
+    from node.cli_child import follow
+
+    with _progress() as tell:
+        follow(module, request, silence_s, tell)
+
+
+@contextmanager
+def _progress() -> Iterator[Any]:
+    """A bar on the terminal with the time that is left; nothing where standard error is no terminal."""
+    hidden = not sys.stderr.isatty()
+    made: Any = click.progressbar(length=1, label="reading", file=sys.stderr, show_pos=True, hidden=hidden)
+    with made as bar:
+
+        def tell(message: dict[str, Any]) -> None:
+            bar.length = message.get("total", bar.length)
+            bar.update(message.get("done", bar.pos) - bar.pos)
+
+        yield tell
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise Permanent(f"{path} was written and cannot be read back.") from None
+    return found
+
+
+def _print_figures(found: dict[str, Any], out: Path) -> None:
+    from node.cards import figures
+
+    rows = [
+        {"cohort": f.cohort, "of": f.of, "figure": f.name, "value": f.shown, "95 % interval": f.interval}
+        for f in figures(found)
+    ]
+    print_rows(rows, ("cohort", "of", "figure", "value", "95 % interval"), "No figure could be computed.")
+    for cohort, table in found["cohorts"].items():
+        click.echo(f"{cohort}: {table['images']} images of {table['patients']} patients")
+    if found["not_read"]:
+        click.echo(f"{len(found['not_read'])} images were not read; the report says why.")
+    click.echo(f"{out / 'report.html'}")
+
+
+COMMANDS = (evaluate,)

@@ -1,0 +1,155 @@
+"""An image of the manifest becomes a `Volume`: DICOM by the node's own path, pictures and NIfTI by an adapter.
+
+A picture's grey values count as display values, NIfTI voxels as rescaled units on the grid that its affine states.
+What the node would decline is declined here with the same reason.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from nibabel import orientations
+from numpy.typing import NDArray
+from PIL import Image
+
+from node.bundles import Bundle
+from node.errors import Unsuitable
+from node.findings import Source, Volume
+from node.study import scan
+from workers.load.geometry import film_affine
+from workers.load.series import load
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_PICTURES = (".png", ".jpg", ".jpeg")
+_NIFTI = (".nii", ".nii.gz")
+_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "F")
+SAME_GRID = 0.05
+"""How far, in voxels, the corners of a mask may lie from those of its image."""
+
+
+class MaskError(ValueError):
+    """The mask does not belong to the image or the bundle."""
+
+
+def volume(path: Path, dimensions: Literal[2, 3]) -> Volume:
+    """Return the one image at `path` as a bundle of `dimensions` reads it.
+
+    Raises `Unsuitable` for what cannot be read, several series or films in one, and blank images.
+    """
+    name = path.name.lower()
+    if path.is_file() and name.endswith(_PICTURES):
+        found = _picture(path)
+    elif path.is_file() and name.endswith(_NIFTI):
+        found = _nifti(path)
+    else:
+        return _dicom(path, dimensions)
+    slices = len(found.pixels)
+    if (slices > 1) != (dimensions == 3):
+        raise Unsuitable(f"{path.name} has {slices} slice{'s' * (slices > 1)}; the bundle reads {dimensions}D images")
+    if found.pixels.min() == found.pixels.max():
+        raise Unsuitable(f"{path.name} is blank: all pixels have the value {found.pixels.flat[0]:g}")
+    return found
+
+
+def _dicom(path: Path, dimensions: Literal[2, 3]) -> Volume:
+    volumes = load(_series(path) if path.is_dir() else [path], dimensions)
+    if len(volumes) != 1:
+        raise Unsuitable(f"{path.name} has {len(volumes)} images; one line of a manifest is one image")
+    return volumes[0]
+
+
+def _series(folder: Path) -> list[Path]:
+    series = [series for study in scan(folder)[0] for series in study.series]
+    if len(series) != 1:
+        raise Unsuitable(f"{folder.name} holds {len(series)} DICOM series; one line of a manifest is one series")
+    return [instance.path for instance in series[0].instances]
+
+
+def _picture(path: Path) -> Volume:
+    pixels = _grey(path).astype(np.float32)[np.newaxis]
+    return Volume(pixels, film_affine(None), (Source(path.name),), None, "OT", is_projection=True)
+
+
+def _grey(path: Path) -> NDArray[Any]:
+    """(row, column); 16-bit grey as it is, all else as 8-bit grey."""
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            return np.asarray(picture if picture.mode in _DEEP_GREY else picture.convert("L"))
+    except Exception as error:  # Pillow raises many kinds on broken and on oversized files
+        raise Unsuitable(f"{path.name} cannot be read as a picture ({type(error).__name__})") from None
+
+
+def _nifti(path: Path) -> Volume:
+    voxels, affine = _voxels(path)
+    columns = affine[:3, :3]
+    spacing = np.linalg.norm(columns, axis=0)
+    directions = columns / np.where(spacing > 0, spacing, 1)
+    if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-3):
+        raise Unsuitable(f"{path.name} has an affine whose axes do not meet at right angles")
+    pixels = np.ascontiguousarray(voxels.transpose(2, 1, 0), dtype=np.float32)
+    if not np.isfinite(pixels).all():
+        raise Unsuitable(f"{path.name} has voxels that are not finite numbers")
+    depth = (float(spacing[2]), float(spacing[1]), float(spacing[0]))
+    sources = tuple(Source(path.name, k) for k in range(1, len(pixels) + 1))
+    return Volume(pixels, affine, sources, depth, "OT", is_projection=False)
+
+
+def _voxels(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return scaled voxels (i, j, k) and the affine to LPS millimeters."""
+    try:
+        image: Any = nib.load(path)
+        voxels, affine = np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64)
+    except Exception as error:  # nibabel raises many kinds on broken files
+        raise Unsuitable(f"{path.name} cannot be read as NIfTI ({type(error).__name__})") from None
+    while voxels.ndim > 3 and voxels.shape[-1] == 1:
+        voxels = voxels[..., 0]
+    if voxels.ndim == 2:
+        voxels = voxels[..., np.newaxis]
+    if voxels.ndim != 3 or not voxels.size or voxels.dtype.names:
+        raise Unsuitable(f"{path.name} has {voxels.ndim} dimensions; one scalar volume was expected")
+    return voxels, _RAS_TO_LPS @ affine
+
+
+def mask(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.uint8]:
+    """Return the labels at `path` on the grid of `image`: uint8, (slice, row, column).
+
+    A bundle of one segment takes any one value for it, as in masks of 0 and 255. Raises `MaskError` where the mask
+    cannot be read, lies on another grid, or has values that the bundle has no segment for.
+    """
+    try:
+        labels = _grey(path)[np.newaxis] if path.suffix.lower() == ".png" else _aligned(path, image)
+    except Unsuitable as error:
+        raise MaskError(str(error)) from None
+    if labels.shape != image.pixels.shape:
+        told = " × ".join(map(str, labels.shape)), " × ".join(map(str, image.pixels.shape))
+        raise MaskError(f"{path.name} has {told[0]} voxels (slice × row × column), its image {told[1]}")
+    return _known(labels, path, bundle)
+
+
+def _aligned(path: Path, image: Volume) -> NDArray[Any]:
+    """Turn a NIfTI mask so that its axes run as those of the image; never resamples."""
+    voxels, affine = _voxels(path)
+    if len(image.pixels) > 1:
+        nibabel: Any = orientations  # without types
+        turn = nibabel.io_orientation(np.linalg.inv(image.affine_mm) @ affine)
+        affine = affine @ nibabel.inv_ornt_aff(turn, voxels.shape)
+        voxels = nibabel.apply_orientation(voxels, turn)
+        last = np.array([*voxels.shape, 2]) - 1
+        corners = np.linalg.inv(image.affine_mm) @ affine @ np.column_stack([[0, 0, 0, 1], last])
+        if np.abs(corners - np.column_stack([[0, 0, 0, 1], last])).max() > SAME_GRID:
+            raise MaskError(f"{path.name} lies on another grid than its image; masks are not resampled")
+    return voxels.transpose(2, 1, 0)
+
+
+def _known(labels: NDArray[Any], path: Path, bundle: Bundle) -> NDArray[np.uint8]:
+    values = [entry.value for entry in bundle.dicom.segment]
+    found = {float(value) for value in np.unique(labels)} - {0.0}
+    if len(values) == 1 and len(found) == 1:
+        return np.where(labels != 0, values[0], 0).astype(np.uint8)
+    if unknown := found - set(map(float, values)):
+        told = ", ".join(f"{value:g}" for value in sorted(unknown)[:5])
+        raise MaskError(f"{path.name} has the labels {told}; {bundle.title} has {', '.join(map(str, values))}")
+    return np.ascontiguousarray(labels).astype(np.uint8)
