@@ -13,7 +13,9 @@ from node.errors import ConfigError
 MASK_SUFFIXES = (".png", ".nii", ".nii.gz")
 """JPEG is not among them: it changes the values of labels."""
 ALL = "all"
-"""The cohort of images that name none, and of all images together."""
+"""All images together; the cohort of images in a manifest without cohorts."""
+UNNAMED = "unnamed"
+"""The cohort of images that name none, where others do."""
 
 _ABSENT = frozenset({"0", "absent", "negative", "normal", "none", "no", "false"})
 _PRESENT = frozenset({"1", "present", "positive", "abnormal", "yes", "true"})
@@ -87,7 +89,10 @@ def _case(path: Path, line: int, row: Mapping[str, str], bundle: Bundle) -> Case
     if not name or not image.exists():
         raise ConfigError(path, line, f'image "{name}" does not exist; paths are relative to {path.parent}')
     truth = _mask(path, line, row["label"]) if bundle.dicom.segment else _findings(path, line, row["label"], bundle)
-    return Case(line, name, image, truth, row.get("patient") or name, row.get("cohort") or ALL)
+    cohort = row.get("cohort", ALL) or UNNAMED
+    if "cohort" in row and cohort == ALL:
+        raise ConfigError(path, line, f'cohort "{ALL}" stands for all images together; give it another name')
+    return Case(line, name, image, truth, row.get("patient") or name, cohort)
 
 
 def _mask(path: Path, line: int, label: str) -> Path:
@@ -110,10 +115,10 @@ def _findings(path: Path, line: int, label: str, bundle: Bundle) -> tuple[bool, 
         return (True,)
     named = {part.strip() for part in said.split(";")}
     present = tuple(bool(named & _names(entry)) for entry in entries)
-    if unknown := named - {name for entry in entries for name in _names(entry)}:
+    if named - {name for entry in entries for name in _names(entry)}:
         choice = "0 or 1, or" if len(entries) == 1 else "0, or, separated by semicolons,"
         known = ", ".join(entry.label for entry in entries)
-        told = f'label "{min(unknown)[:60]}" is unknown to {bundle.title}; expected {choice} {known}'
+        told = f'label "{label[:60]}" is unknown to {bundle.title}; expected {choice} {known}'
         raise ConfigError(path, line, told)
     return present
 
