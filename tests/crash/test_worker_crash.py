@@ -214,6 +214,7 @@ def test_without_a_broker_the_node_and_its_worker_share_one_process(tmp_path: Pa
     code = (
         "import os, signal, sys, threading, time\n"
         "from pathlib import Path\n"
+        "from celery import Celery\n"  # not from two threads at once: its lazy module is not made for that
         "from node import broker\n"
         "from node.store import jobs\n"
         "from tests.unit.jobs_on_disk import open_desk, settings_in\n"
