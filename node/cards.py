@@ -25,6 +25,8 @@ _NAMES = {
     "area_error_percent": "area error (%)",
 }
 
+COLUMNS = ("cohort", "of", "figure", "value", "95 % interval")
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -67,6 +69,11 @@ def metrics(bundle: Bundle) -> Mapping[str, Any]:
     return found
 
 
+def is_of_other_weights(found: Mapping[str, Any], bundle: Bundle) -> bool:
+    """Return whether the figures say which weights they are of, and these are not the ones in `bundle` now."""
+    return bool(found.get("weights_sha256", bundle.weights_sha256) != bundle.weights_sha256)
+
+
 def figures(found: Mapping[str, Any]) -> tuple[Figure, ...]:
     """Return the figures in `{"cohorts": {cohort: {figure: {"value", "ci95"} | {part: {"value", "ci95"}}}}}`."""
     cohorts = found.get("cohorts")
@@ -80,6 +87,14 @@ def figures(found: Mapping[str, Any]) -> tuple[Figure, ...]:
         if isinstance(entry, Mapping)
         for figure in _figures(str(cohort), _NAMES.get(name, name.replace("_", " ")), entry)
     )
+
+
+def table(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Return the figures as rows of text with the columns `COLUMNS`."""
+    return [
+        {"cohort": f.cohort, "of": f.of, "figure": f.name, "value": f.shown, "95 % interval": f.interval}
+        for f in figures(found)
+    ]
 
 
 def _figures(cohort: str, name: str, entry: Mapping[str, Any]) -> Iterator[Figure]:

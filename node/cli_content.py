@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -87,8 +86,8 @@ def models_list(config: Path | None, as_json: bool) -> None:
 @config_option
 @json_option
 def models_show(name: str, config: Path | None, as_json: bool) -> None:
-    """Show one Model Bundle: what it reads, what it says, its digests and its measured performance."""
-    from node import bundles
+    """Show one Model Bundle: what it reads, what it says, its digests, its figures and its card."""
+    from node import bundles, cards
 
     bundle = bundles.find(name, *_folders(load_settings(config)))
     item = {
@@ -99,9 +98,17 @@ def models_show(name: str, config: Path | None, as_json: bool) -> None:
         "device_uid": bundle.device_uid,
         "intended_use": bundle.metadata.get("intended_use", ""),
         "data_source": bundle.metadata.get("data_source", ""),
-        "eval_metrics": json.dumps(bundle.metadata.get("eval_metrics", {})),
     }
-    print_json(item) if as_json else print_details(item)
+    found = cards.metrics(bundle)
+    if as_json:
+        print_json(item | {"metrics": found, "card": cards.card(bundle)})
+        return
+    print_details(item)
+    click.echo()
+    print_rows(cards.table(found), cards.COLUMNS, "No figures are known: wetread evaluate measures them.")
+    if cards.is_of_other_weights(found, bundle):
+        click.echo("These figures were measured with other weights than those that are here now.")
+    click.echo(f"\n{cards.card(bundle)}".rstrip())
 
 
 @models.command("check")

@@ -81,13 +81,9 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _print_figures(found: dict[str, Any], out: Path) -> None:
-    from node.cards import figures
+    from node import cards
 
-    rows = [
-        {"cohort": f.cohort, "of": f.of, "figure": f.name, "value": f.shown, "95 % interval": f.interval}
-        for f in figures(found)
-    ]
-    print_rows(rows, ("cohort", "of", "figure", "value", "95 % interval"), "No figure could be computed.")
+    print_rows(cards.table(found), cards.COLUMNS, "No figure could be computed.")
     for cohort, table in found["cohorts"].items():
         click.echo(f"{cohort}: {table['images']} images of {table['patients']} patients")
     if found["not_read"]:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -28,7 +28,7 @@ from node.store import studies
 from node.store.db import Database
 from node.store.spool import Spool
 from node.uids import is_valid_uid
-from node.web import metrics, queries
+from node.web import metrics, models, queries
 from node.web.auth import Guard, read_token
 from node.web.health import Health
 
@@ -63,6 +63,9 @@ def make_app(db: Database, settings: Settings, health: Health, registry: Registr
         Route("/", pages.overview),
         Route("/studies/{uid}", pages.study),
         Route("/studies/{uid}/key-image-{number:int}.png", pages.key_image),
+        Route("/models", pages.models),
+        Route("/models/{name}", pages.model),
+        Route("/models/{name}/{file}", pages.model_picture),
         Route("/healthz", pages.healthz),
         Route("/readyz", pages.readyz),
         Route("/metrics", pages.metrics),
@@ -117,6 +120,24 @@ class Pages:
         if png is None:
             raise HTTPException(404)
         return Response(png, media_type="image/png")
+
+    def models(self, request: Request) -> Response:
+        """`/models`: the Model Bundles that this node can use."""
+        return self._page("models.html", models=models.overview(self._settings.worker.models))
+
+    def model(self, request: Request) -> Response:
+        """`/models/{name}`: one bundle with its figures and its card."""
+        found = models.show(self._settings.worker.models, request.path_params["name"])
+        if found is None:
+            raise HTTPException(404)
+        return self._page("model.html", model=found)
+
+    def model_picture(self, request: Request) -> Response:
+        """`/models/{name}/{file}`: a picture of a card."""
+        path = models.picture(self._settings.worker.models, request.path_params["name"], request.path_params["file"])
+        if path is None:
+            raise HTTPException(404)
+        return FileResponse(path)
 
     def healthz(self, request: Request) -> Response:
         """`/healthz`: this process answers."""

@@ -64,6 +64,7 @@ ONLY_IN = {
     "highdicom": ("workers.report",),
     "celery": ("node.broker", "workers.app", "workers.tasks"),
     "starlette": ("node.web",),
+    "markdown_it": ("node.web",),
     "click": ("node.cli",),
 }
 NEVER = {
