@@ -8,7 +8,7 @@ STUDY ?=
 DATA ?= ../shared/data/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train clean
+.PHONY: help setup demo test lint train pins clean
 
 help: ## List what can be done
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ train: setup ## Train the shipped models again (DATA=dir with the training sets;
 	for bundle in hippocampus lung_fields chest_xray; do \
 	  $(VENV)/bin/python -m monai.bundle run --config_file models/$$bundle/configs/train.json \
 	    --bundle_root models/$$bundle --dataset_dir '$(DATA)' --datalist build/datalists/$$bundle.json || exit 1; done
+
+pins: setup ## Pin the shipped models as they are now (models/trusted.toml), after any of their files has changed
+	$(VENV)/bin/wetread models trust --shipped
 
 clean: ## Remove what was made here: .venv, caches, the demo's folder
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,6 +11,7 @@ import json
 import sys
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,9 @@ SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(sys.prefix) / "share" / "wet
 """The bundles that come with wetread: beside the code in a checkout, under the prefix where installed."""
 
 
+_IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,9 +40,9 @@ class _Strict(BaseModel):
 class CodeEntry(_Strict):
     """A coded entry in dicom.toml."""
 
-    code: str
-    scheme: str
-    meaning: str = Field(max_length=64)
+    code: str = Field(min_length=1)
+    scheme: str = Field(min_length=1)
+    meaning: str = Field(min_length=1, max_length=64)
 
     def to_code(self) -> Code:
         """Return the entry as a `Code`."""
@@ -74,7 +78,7 @@ class DicomConfig(_Strict):
     label: str = Field(max_length=16)
     kind: Literal["classification", "segmentation"]
     dimensions: Literal[2, 3]
-    manufacturer: str = Field(max_length=64)
+    manufacturer: str = Field(min_length=1, max_length=64)
     series: dict[str, Condition]
     prefer: dict[str, str | list[str]] = {}
     segment: list[SegmentEntry] = []
@@ -97,7 +101,7 @@ class Bundle(_Strict):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over every file that decides what the bundle says: configs, scripts and weights."""
+        """SHA-256 over every file that decides what the bundle says: configs, scripts, weights, and any other code."""
         return _digest(self.folder)
 
     @property
@@ -121,7 +125,7 @@ def weights_path(folder: Path) -> Path:
 
 def load(folder: Path) -> Bundle:
     """Read one bundle folder; raises `BundleError` naming the file and key that is wrong."""
-    metadata = _parse(folder / "configs" / "metadata.json", json.loads)
+    metadata = read_metadata(folder)
     dicom = _parse(folder / "configs" / "dicom.toml", tomllib.loads)
     if not (folder / "configs" / "inference.json").is_file():
         raise BundleError(f"Bundle {folder.name} has no configs/inference.json.")
@@ -138,24 +142,44 @@ def load(folder: Path) -> Bundle:
     )
 
 
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """Return the bundle's metadata.json; raises `BundleError`."""
+    return _parse(folder / "configs" / "metadata.json", json.loads)
+
+
 def find(name: str, *folders: Path) -> Bundle:
     """Return the bundle called `name` from the first of `folders` (then the shipped ones) that has it."""
     for parent in (*folders, SHIPPED):
         if (parent / name / "configs" / "metadata.json").is_file():
             return load(parent / name)
-    known = ", ".join(sorted(b.name for b in available(*folders))) or "none"
+    known = ", ".join(names(*folders)) or "none"
     raise BundleError(f'There is no Model Bundle "{name}". Known bundles: {known}.')
 
 
 def available(*folders: Path) -> tuple[Bundle, ...]:
-    """Return every bundle in `folders` and among the shipped ones, by name; the first of a name wins."""
-    found: dict[str, Bundle] = {}
+    """Return every bundle that loads, of `folders` and of the shipped ones, by name; the first of a name wins.
+
+    One that does not load is left out, so that it never keeps the others from reading; `find` says why.
+    """
+    found = []
+    for folder in _places(*folders).values():
+        with suppress(BundleError):
+            found.append(load(folder))
+    return tuple(found)
+
+
+def names(*folders: Path) -> tuple[str, ...]:
+    """Return the names of all bundles, those that do not load among them."""
+    return tuple(_places(*folders))
+
+
+def _places(*folders: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
     for parent in (*folders, SHIPPED):
-        for metadata in sorted(parent.glob("*/configs/metadata.json")):
-            folder = metadata.parent.parent
-            if folder.name not in found and (folder / "configs" / "dicom.toml").is_file():
-                found[folder.name] = load(folder)
-    return tuple(found[name] for name in sorted(found))
+        for dicom in parent.glob("*/configs/dicom.toml"):
+            if (dicom.parent / "metadata.json").is_file():
+                found.setdefault(dicom.parent.parent.name, dicom.parent.parent)
+    return {name: found[name] for name in sorted(found)}
 
 
 def _parse(path: Path, parser: Any) -> dict[str, Any]:
@@ -170,11 +194,24 @@ def _parse(path: Path, parser: Any) -> dict[str, Any]:
     return parsed
 
 
+def importable_files(folder: Path) -> list[Path]:
+    """Return what Python could import from the bundle, wherever it lies, in a fixed order.
+
+    `__pycache__` is left out because the child that runs bundles never looks there (`workers/predict/scripts.py`).
+    """
+    found = (path for path in folder.rglob("*") if path.suffix in _IMPORTABLE and path.is_file())
+    return sorted(path for path in found if "__pycache__" not in path.relative_to(folder).parts)
+
+
 def _digest(folder: Path) -> str:
+    """Hash names and contents; raises `BundleError` for a linked folder, whose contents could change unseen."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() and path.is_dir():
+            raise BundleError(f"Bundle {folder.name}: {path} is a link to a folder; copy the folder into the bundle.")
+    files = {path for part in ("configs", "scripts", "models") for path in (folder / part).rglob("*") if path.is_file()}
+    files = {path for path in files if "__pycache__" not in path.relative_to(folder).parts}
     total = hashlib.sha256()
-    parts = ("configs", "scripts", "models")
-    files = sorted(p for part in parts for p in (folder / part).rglob("*") if p.is_file() and p.suffix != ".pyc")
-    for path in files:
+    for path in sorted(files | set(importable_files(folder))):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")
         total.update(hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()

@@ -110,13 +110,10 @@ def _web(settings: Settings) -> str:
 
 
 def _model(name: str, settings: Settings) -> str:
-    from node.cli_content import check_bundle
-    from node.errors import BundleError
+    from node import trust
+    from node.cli_bundle import check_bundle, find
 
-    found = check_bundle(name, (settings.worker.models,) if settings.worker.models else ())
-    if not found["ok"]:
-        raise BundleError(found["message"])
-    return str(found["message"])
+    return check_bundle(trust.require(find(name, settings), settings))
 
 
 def _echo(destination: Destination, settings: Settings) -> str:

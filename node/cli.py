@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from node import cli_content, cli_dicom, cli_model, cli_node, cli_queue, cli_spool
+from node import cli_bundle, cli_content, cli_dicom, cli_model, cli_node, cli_queue, cli_spool
 from node.errors import ConfigError, Unsuitable, WetreadError
 
 FAILED, USAGE, UNSUITABLE, INTERRUPTED, CLOSED_PIPE = 1, 2, 3, 130, 141
@@ -60,6 +60,9 @@ def wetread() -> None:
 for _part in (cli_node, cli_queue, cli_spool, cli_dicom, cli_model, cli_content):
     for _command in _part.COMMANDS:
         wetread.add_command(_command)
+
+for _command in cli_bundle.COMMANDS:
+    cli_content.models.add_command(_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from node.cli_output import config_option, json_option, load_all, load_settings, print_details, print_json, print_rows
-from node.errors import BundleError, Permanent
+from node.errors import Permanent
 
 
 @click.group()
@@ -65,7 +65,7 @@ def _print_decisions(rows: list[dict[str, Any]], left_out: tuple[str, ...]) -> N
 
 @click.group()
 def models() -> None:
-    """List the Model Bundles, show one, or check that they are whole."""
+    """List the Model Bundles, show one, try one out, trust one, or begin a new one."""
 
 
 @models.command("list")
@@ -75,9 +75,13 @@ def models_list(config: Path | None, as_json: bool) -> None:
     """List the Model Bundles that this node can use."""
     from node import bundles
 
-    rows = [_bundle_row(bundle) for bundle in bundles.available(*_folders(load_settings(config)))]
+    settings = load_settings(config)
+    found = bundles.available(*_folders(settings))
+    rows = [_bundle_row(bundle, settings) for bundle in found]
+    for name in sorted(set(bundles.names(*_folders(settings))) - {bundle.name for bundle in found}):
+        click.echo(f"left out: {name}, which does not load; `wetread models check {name}` says why", err=True)
     print_json(rows) if as_json else print_rows(
-        rows, ("name", "version", "kind", "reads", "says"), "There are no models."
+        rows, ("name", "version", "kind", "trust", "reads", "says"), "There are no models."
     )
 
 
@@ -89,9 +93,10 @@ def models_show(name: str, config: Path | None, as_json: bool) -> None:
     """Show one Model Bundle: what it reads, what it says, its digests, its figures and its card."""
     from node import bundles, cards
 
-    bundle = bundles.find(name, *_folders(load_settings(config)))
+    settings = load_settings(config)
+    bundle = bundles.find(name, *_folders(settings))
     item = {
-        **_bundle_row(bundle),
+        **_bundle_row(bundle, settings),
         "folder": str(bundle.folder),
         "digest": bundle.digest,
         "weights_sha256": bundle.weights_sha256,
@@ -111,44 +116,20 @@ def models_show(name: str, config: Path | None, as_json: bool) -> None:
     click.echo(f"\n{cards.card(bundle)}".rstrip())
 
 
-@models.command("check")
-@click.argument("names", metavar="[NAME|DIR]...", nargs=-1)
-@config_option
-@json_option
-def models_check(names: tuple[str, ...], config: Path | None, as_json: bool) -> None:
-    """Check that bundles parse, have their weights, and name only DICOM keywords that exist; all of them by default."""
-    from node import bundles
+def _bundle_row(bundle: Any, settings: Any) -> dict[str, Any]:
+    from node import trust
 
-    folders = _folders(load_settings(config))
-    rows = [check_bundle(name, folders) for name in names or [b.name for b in bundles.available(*folders)]]
-    if as_json:
-        print_json(rows)
-    for row in () if as_json else rows:
-        click.echo(f"{'OK   ' if row['ok'] else 'ERROR'}  {row['name']}: {row['message']}")
-    if bad := [row["name"] for row in rows if not row["ok"]]:
-        raise BundleError(f"These bundles cannot be used: {', '.join(bad)}.")
-
-
-def check_bundle(name: str, folders: tuple[Path, ...]) -> dict[str, Any]:
-    """Return `name`, `ok` and a `message` for one bundle, named or as a folder."""
-    from node import bundles
-    from node.route import matching
-
-    try:
-        bundle = bundles.load(Path(name)) if (Path(name) / "configs").is_dir() else bundles.find(name, *folders)
-        matching.check(bundle.dicom.series)
-        weights = bundles.weights_path(bundle.folder)
-    except Permanent as error:
-        return {"name": Path(name).name, "ok": False, "message": str(error)}
-    size = weights.stat().st_size / 1e6
-    return {"name": bundle.name, "ok": True, "message": f"{bundle.version}, {size:.1f} MB, digest {bundle.digest[:12]}"}
-
-
-def _bundle_row(bundle: Any) -> dict[str, Any]:
     dicom = bundle.dicom
     says = [s.label for s in dicom.segment] or [f.label for f in dicom.finding]
     reads = "; ".join(f"{keyword} {_condition(value)}" for keyword, value in dicom.series.items())
-    return {"name": bundle.name, "version": bundle.version, "kind": dicom.kind, "reads": reads, "says": ", ".join(says)}
+    return {
+        "name": bundle.name,
+        "version": bundle.version,
+        "kind": dicom.kind,
+        "trust": trust.standing(bundle, settings),
+        "reads": reads,
+        "says": ", ".join(says),
+    }
 
 
 def _condition(value: Any) -> str:

@@ -34,10 +34,10 @@ def evaluate(name: str, data: Path, out: Path, config: Path | None, as_json: boo
     The manifest is a CSV file: `image` is DICOM (a file, or a folder with one series), PNG, JPEG or NIfTI; `label` a
     finding (0 or 1, or its name) or the path of a mask. Intervals resample patients, and figures are told per cohort.
     """
-    from node import bundles, clock
+    from node import clock, trust
 
     settings = load_settings(config)
-    bundle = bundles.find(name, *((settings.worker.models,) if settings.worker.models else ()))
+    bundle = trust.find(name, settings)
     request = import_module("workers.evaluate.request").Request(  # by name: the node does not know the workers
         bundle=str(bundle.folder),
         digest=bundle.digest,

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from node import bundles
+from node import trust
 from node.bundles import Bundle
 from node.errors import Permanent, Unsuitable
 from node.route.selection import Choice, select
@@ -26,7 +26,7 @@ def read_folder(folder: Path, model: str, out: Path, results: tuple[str, ...], s
     Returns `readings` and, for all else, why not in `left_out`. Raises `Unsuitable` when nothing was read, and then
     there is no file; `Permanent` when a reading failed.
     """
-    bundle = bundles.find(model, *((settings.worker.models,) if settings.worker.models else ()))
+    bundle = trust.find(model, settings)
     studies, left_out = scan(folder)
     reasons = list(left_out)
     readings: list[dict[str, Any]] = []

@@ -19,11 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from node import broker, bundles, clock
+from node import broker, bundles, clock, trust
 from node.accept import listener
 from node.assemble import assembler
 from node.assemble.recover import recover
-from node.errors import Permanent, WetreadError
+from node.errors import BundleError, Permanent, WetreadError
 from node.leash import leashed
 from node.metrics import Registry
 from node.route import doorbell, router
@@ -120,7 +120,7 @@ class Node:
         stack.callback(self.db.close)
         self.db.require_sound()
         self.spool = Spool(settings.spool.url, settings.spool.refuse_below)
-        self._bundles()  # a route without its bundle is better known now than with the first study
+        self._warn_of_bundles()
         recover(self.db, self.spool)
         self.broker_url = stack.enter_context(broker.resolve(settings, state))
         self._start_loops(stack)
@@ -136,12 +136,24 @@ class Node:
             extra={"action": "started"},
         )
 
+    def _warn_of_bundles(self) -> None:
+        """Better known now than with the first study: a missing bundle ends the start, an untrusted one does not.
+
+        Receiving must go on; jobs for such a bundle become dead letters that can be tried again once it is trusted.
+        """
+        found = self._bundles()
+        for name in sorted({model for route in self.routes.route for model in route.models}):
+            try:
+                trust.require(found[name], self.settings)
+            except BundleError as error:
+                log.warning("%s", error, extra={"action": "bundle_not_trusted"})
+
     def _bundles(self) -> dict[str, bundles.Bundle]:
         folders: tuple[Path, ...] = (self.settings.worker.models,) if self.settings.worker.models else ()
         found = {bundle.name: bundle for bundle in bundles.available(*folders)}
         named = {model for route in self.routes.route for model in route.models}
-        if missing := named - found.keys():
-            raise Permanent(f"Routes name Model Bundles that are not there: {', '.join(sorted(missing))}.")
+        for name in sorted(named - found.keys()):
+            bundles.find(name, *folders)  # says why it is not among them
         return found
 
     def _listen(self) -> listener.Listener:

@@ -149,6 +149,8 @@ class WorkerSettings(_Section):
     """`[worker]`: how jobs run."""
 
     models: Path | None = None
+    trusted: Path = Path("trusted.toml")
+    """The file of pins: which bundles may run."""
     device: Device = "auto"
     job_timeout: Duration = 900.0
     max_attempts: int = Field(default=3, ge=1, le=20)
@@ -237,7 +239,7 @@ def load_routes(path: Path, settings: Settings) -> Routes:
     routes, lines = read_model(path, Routes)
     _refuse_duplicates(path, "route", [route.name for route in routes.route], lines)
     folders = (settings.worker.models,) if settings.worker.models else ()
-    models = [bundle.name for bundle in bundles.available(*folders)]
+    models = list(bundles.names(*folders))
     for index, route in enumerate(routes.route):
         _refuse_unknown(path, ("route", index, "models"), route, models, lines)
         _refuse_unknown(path, ("route", index, "send_to"), route, list(settings.destination), lines)
@@ -283,7 +285,9 @@ def _resolve(settings: Settings, base: Path) -> Settings:
     update = {
         "spool": settings.spool.model_copy(update={"url": absolute(settings.spool.url)}),
         "database": settings.database.model_copy(update={"url": database}),
-        "worker": settings.worker.model_copy(update={"models": absolute(settings.worker.models)}),
+        "worker": settings.worker.model_copy(
+            update={"models": absolute(settings.worker.models), "trusted": absolute(settings.worker.trusted)}
+        ),
         "web": settings.web.model_copy(update={"token_file": absolute(settings.web.token_file)}),
     }
     return settings.model_copy(update=update)

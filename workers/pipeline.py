@@ -7,8 +7,11 @@ imports this file for those two alone, so the stages are imported where they are
 from __future__ import annotations
 
 import json
+import resource
+import sys
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +74,8 @@ class Outcome:
     """What became of a request.
 
     `reason` is for people, empty when reported. `transient`: trying again may help. `documents`: per file its kind,
-    sop_class_uid, sop_instance_uid, series_instance_uid and file (path).
+    sop_class_uid, sop_instance_uid, series_instance_uid and file (path). `figures`: what a reported reading took, in
+    seconds and megabytes, and the shapes that went through the network.
     """
 
     kind: Literal["reported", "unsuitable", "failed"]
@@ -79,6 +83,7 @@ class Outcome:
     transient: bool
     summary: str
     documents: tuple[dict[str, str], ...]
+    figures: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return the outcome as one line of JSON."""
@@ -97,10 +102,13 @@ def read(request: Request) -> Outcome:
     Unsuitable input, permanent and transient failures are outcomes. What else is raised is a fault of the node and
     is left to the caller, who knows whether it may be told.
     """
+    laps = _Laps()
     try:
         bundle, network = _warm(request.bundle, request.digest, request.device)
-        reading, documents = _stages(request, bundle, network)
-        return Outcome("reported", "", False, summary(reading), _write(documents, bundle, Path(request.out)))
+        laps.end("ready_s")
+        reading, documents = _stages(request, bundle, network, laps)
+        written = _write(documents, bundle, Path(request.out))
+        return Outcome("reported", "", False, summary(reading), written, laps.took | _needed(network))
     except Unsuitable as error:
         told = f"Series {request.series_instance_uid} was not read by {bundle.title}: {error}."
         return Outcome("unsuitable", told, False, "", ())
@@ -112,7 +120,28 @@ def read(request: Request) -> Outcome:
         return Outcome("failed", f"A file could not be read or written: {error}", True, "", ())
 
 
-def _stages(request: Request, bundle: Bundle, network: Network) -> tuple[Reading, Sequence[EvidenceDocument]]:
+class _Laps:
+    """Seconds per stage, in order: `took["load_s"]`."""
+
+    def __init__(self) -> None:
+        self.took: dict[str, Any] = {}
+        self._last = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter()
+        self.took[name], self._last = round(now - self._last, 3), now
+
+
+def _needed(network: Network) -> dict[str, Any]:
+    """Peak memory of this process since its start, of the device since the network's, and the last shapes."""
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_memory_mb": round(peak / 1e6), "peak_device_mb": network.peak_device_mb, "shapes": network.shapes}
+
+
+def _stages(
+    request: Request, bundle: Bundle, network: Network, laps: _Laps
+) -> tuple[Reading, Sequence[EvidenceDocument]]:
     from workers.load.series import load
     from workers.predict.reading import read as predict
     from workers.report import evidence, gate
@@ -129,9 +158,12 @@ def _stages(request: Request, bundle: Bundle, network: Network) -> tuple[Reading
         highest_series_number=request.highest_series_number,
     )
     volumes = load(files, bundle.dicom.dimensions)
+    laps.end("load_s")
     reading = predict(network, volumes, bundle, started)
+    laps.end("predict_s")
     documents = evidence.build(reading, volumes, context)
     gate.check(documents, reading, volumes, context)
+    laps.end("report_s")
     return reading, documents
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from node import bundles, clock
+from node import bundles, clock, trust
 from node.bundles import Bundle
 from node.clock import Clock
 from node.errors import BundleError, DatabaseUnavailable, Permanent, Unsuitable, WetreadError
@@ -136,7 +136,7 @@ def _bundle(desk: Desk, claimed: Claimed) -> Bundle:
             f"{claimed.bundle_digest[:12]}; this worker has {bundle.title} with digest {bundle.digest[:12]}. "
             "It was not read. Put that bundle back, or send the study again."
         )
-    return bundle
+    return trust.require(bundle, desk.settings)
 
 
 def _file(desk: Desk, claimed: Claimed, outcome: Outcome, out: Path) -> None:

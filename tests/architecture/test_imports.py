@@ -14,9 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("node.errors", "node.clock", "node.uids", "node.codes"),
-    ("node.configfile", "node.states", "node.leash"),
+    ("node.configfile", "node.states", "node.leash", "node.weights"),
     ("node.bundles", "node.study", "node.findings"),
     ("node.settings", "node.cards"),
+    ("node.trust", "node.scan", "node.skeleton"),
     ("node.log", "node.metrics", "node.audit"),
     ("node.store",),
     ("node.embedded", "node.broker", "node.simulate"),
@@ -31,6 +32,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.daemon",),
     (
         "node.cli_output",
+        "node.cli_bundle",
         "node.cli_child",
         "node.cli_model",
         "node.cli_content",
@@ -40,6 +42,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
         "node.cli_spool",
         "node.check",
         "node.demo",
+        "node.dryrun",
     ),
     ("node.cli_node",),
     ("node.cli",),

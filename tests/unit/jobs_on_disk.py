@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from node import bundles
+from node import bundles, trust
 from node.bundles import Bundle
 from node.settings import Settings
 from node.store import studies
@@ -35,20 +35,27 @@ def settings_in(folder: Path, **worker: Any) -> Settings:
         {
             "spool": {"url": folder / "spool", "refuse_below": "1 B"},
             "database": {"url": f"sqlite:///{folder}/wetread.db"},
-            "worker": {"models": folder / "models", "job_timeout": "30 s", **worker},
+            "worker": {
+                "models": folder / "models",
+                "trusted": folder / "trusted.toml",
+                "job_timeout": "30 s",
+                **worker,
+            },
             "destination": {"pacs": {"host": "127.0.0.1", "port": 104, "ae_title": "PACS"}},
         }
     )
 
 
 def make_bundle(folder: Path) -> Bundle:
-    """Write the bundle `fake` below `folder/models`; it has no network."""
+    """Write the bundle `fake` below `folder/models` and trust it; it has no network."""
     configs = folder / "models" / "fake" / "configs"
     configs.mkdir(parents=True)
     (configs / "metadata.json").write_text(json.dumps({"version": "1.0.0"}))
     (configs / "inference.json").write_text("{}")
     (configs / "dicom.toml").write_text(DICOM_TOML)
-    return bundles.load(configs.parent)
+    bundle = bundles.load(configs.parent)
+    trust.pin([bundle], folder / "trusted.toml")
+    return bundle
 
 
 def queue_job(db: Database, spool: Spool, bundle: Bundle, count: int = 3, wanted: int = 0) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from node import cli, cli_child
+from node import bundles, cli, cli_child, trust
 from node.errors import Permanent
 from tests.unit.phantom import body, classifier, save, segmenter, stack
 
@@ -27,6 +27,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
     def command(name: str, manifest: str, *more: str) -> tuple[int, str, str]:
         (tmp_path / "manifest.csv").write_text(manifest)
+        trust.pin(map(bundles.load, (tmp_path / "models").glob("*")), tmp_path / "trusted.toml")
         where = ["--data", tmp_path / "manifest.csv", "--out", tmp_path / "out", "--config", config]
         status = cli.run(["evaluate", name, *map(str, where), *more])
         out, err = capsys.readouterr()

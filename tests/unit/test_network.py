@@ -76,7 +76,7 @@ def test_weights_of_another_shape_are_named(tmp_path: Path) -> None:
 def test_weights_are_never_unpickled_into_code(tmp_path: Path) -> None:
     bundle = segmenter(tmp_path / "phantom")
     torch.save({"weight": Trap(tmp_path / "sprung")}, bundle.folder / "models/model.pt")
-    with pytest.raises(BundleError, match=r"model\.pt cannot be loaded: UnpicklingError"):
+    with pytest.raises(BundleError, match=r"model\.pt needs other code to be unpickled \(.*pathlib\.Path"):
         network(bundles.load(bundle.folder))
     assert not (tmp_path / "sprung").exists()
 

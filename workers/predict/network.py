@@ -15,17 +15,18 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
-from node.bundles import Bundle, weights_path
+from node.bundles import Bundle
 from node.errors import BundleError, Permanent, Transient
 from node.findings import Volume
 from workers.predict import device as devices
+from workers.predict import weights
+from workers.predict.scripts import Scripts
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = ("LoadImage", "LoadImaged", "LoadImageD", "LoadImageDict")
 _WRITERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
-_NEEDED = ("network_def", "inferer", "preprocessing", "postprocessing")
+_NEEDED = ("inferer", "preprocessing", "postprocessing")
 
 
 class Network:
@@ -35,7 +36,8 @@ class Network:
         """Build the network and load its weights.
 
         Raises `BundleError` when `digest` is not the bundle's, when `inference.json` lacks an id or does not build,
-        and when the weights do not fit the network; `Permanent` for a device that is not there.
+        and when the weights are of no kind that is loaded or do not fit the network; `Permanent` for a device that is
+        not there. Without a `network_def` the network is the TorchScript program `models/model.ts`.
         """
         if bundle.digest != digest:
             raise BundleError(
@@ -44,38 +46,57 @@ class Network:
             )
         self._title = bundle.title
         self._device = devices.choose(device)
+        self._scripts = Scripts(bundle.folder)
+        self.shapes: dict[str, tuple[int, ...]] = {}
         try:
-            parts = _parse(bundle.folder, self._device)
+            with self._scripts:
+                parts = _parse(bundle.folder, self._device)
         except BundleError:
             raise
         except Exception as error:  # a bundle's expressions are its author's code
             reason = f"{type(error).__name__}: {error}"
             raise BundleError(f"Bundle {bundle.title}: configs/inference.json does not build: {reason}") from error
-        self._network: torch.nn.Module = parts["network_def"].to(self._device).eval()
-        self._inferer, self._before, self._after = (parts[key] for key in _NEEDED[1:])
-        _load_weights(self._network, weights_path(bundle.folder), bundle.title, self._device)
+        self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
+        self._network = weights.load(parts.get("network_def"), bundle, self._device)
 
     def read(self, volume: Volume) -> NDArray[Any]:
         """Return what the bundle's postprocessing leaves under `pred` for one volume.
 
         A segmentation: (1, column, row[, slice]); a classification: (findings,). Raises `Permanent` when the
-        network answers with anything but finite numbers, or its transforms fail.
+        network answers with anything but finite numbers, or its transforms fail. `shapes` then says what went through.
         """
-        with torch.inference_mode():
+        self.shapes = {"source": volume.pixels.shape}
+        with torch.inference_mode(), self._scripts:
             try:
                 case = self._before({"image": to_image(volume)})
+                self.shapes["network_input"] = (1, *case["image"].shape)
                 answer = self._inferer(case["image"].as_tensor()[None].to(self._device), self._network)
                 case["pred"] = self._require_finite(answer)[0]
+                self.shapes["network_output"] = tuple(answer.shape)
                 answer = self._after(case)["pred"]
+                self.shapes["answer"] = tuple(answer.shape)
             except (Permanent, MemoryError):
                 raise
             except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
                 told = str(error).partition("\n")[0]
                 raise Transient(f"{self._title} could not run on {self._device}: {told}") from error
             except Exception as error:  # a bundle's transforms are its author's code
-                told = f"{type(error).__name__}: {error}"
-                raise Permanent(f"{self._title} failed on an input of {volume.pixels.shape}: {told}") from error
+                raise Permanent(self._explain(error, volume)) from error
         return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
+
+    @property
+    def peak_device_mb(self) -> int:
+        """The most memory in MB that PyTorch held on a CUDA device; 0 on the CPU."""
+        return round(torch.cuda.max_memory_allocated(self._device) / 1e6) if self._device.type == "cuda" else 0
+
+    def _explain(self, error: Exception, volume: Volume) -> str:
+        taken, given = weights.channels(self._network), self.shapes.get("network_input", (0, 0))[1]
+        if given and "network_output" not in self.shapes and taken not in (0, given):
+            return (
+                f"{self._title} has a network of {taken} input channels, and its preprocessing makes {given} of these "
+                f"images. Nothing was reported. A network made for color or for several series cannot read a gray one."
+            )
+        return f"{self._title} failed on an input of {volume.pixels.shape}: {type(error).__name__}: {error}"
 
     def _require_finite(self, answer: Any) -> MetaTensor:
         """Before argmax or a threshold can hide it: a network that computes NaN has no answer."""
@@ -113,35 +134,8 @@ def _parse(folder: Path, device: torch.device) -> dict[str, Any]:
         steps = parser[f"{key}::transforms"]
         parser[f"{key}::transforms"] = [step for step in steps if not _is_any(step, replaced)]
     parser.parse(True)
-    return {key: parser.get_parsed_content(key) for key in _NEEDED}
+    return {key: parser.get_parsed_content(key) for key in ("network_def", *_NEEDED) if key in parser}
 
 
 def _is_any(step: Any, names: tuple[str, ...]) -> bool:
     return isinstance(step, Mapping) and str(step.get("_target_", "")).rsplit(".", 1)[-1] in names
-
-
-def _load_weights(network: torch.nn.Module, path: Path, title: str, device: torch.device) -> None:
-    """Load a state dict; never unpickles anything else, and never loads half of one."""
-    try:
-        state = _read_weights(path, device)
-        state = state.get("model", state.get("state_dict", state))
-        missing, unexpected = network.load_state_dict(state, strict=False)
-    except BundleError:
-        raise
-    except Exception as error:  # torch raises many kinds on files and shapes that do not fit
-        raise BundleError(f"Bundle {title}: {path.name} cannot be loaded: {type(error).__name__}: {error}") from error
-    if missing or unexpected:
-        first = ", ".join([*missing, *unexpected][:3])
-        told = f"{len(missing)} parameters are missing and {len(unexpected)} unknown ({first} …)"
-        raise BundleError(f"Bundle {title}: {path.name} does not fit the network: {told}.")
-
-
-def _read_weights(path: Path, device: torch.device) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        return dict(load_file(path, device=str(device)))
-    if path.suffix == ".ts":
-        raise BundleError(f"{path}: TorchScript is a program, not weights; ship a state dict or safetensors.")
-    state = torch.load(path, map_location=device, weights_only=True)
-    if not isinstance(state, dict):
-        raise BundleError(f"{path} holds a {type(state).__name__}; a state dict was expected.")
-    return state

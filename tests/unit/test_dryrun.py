@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node import cli, dryrun, trust
+from node.bundles import Bundle
+from node.errors import Permanent
+from node.settings import Settings
+from tests.unit.phantom import classifier, segmenter
+
+SETTINGS = Settings.model_validate({"worker": {"device": "cpu"}})
+
+
+def test_a_volume_is_read_and_the_figures_are_said(tmp_path: Path) -> None:
+    said = dryrun.dry_run(segmenter(tmp_path / "phantom"), SETTINGS)
+    assert said["phantom"] == "CT, 64×128×128"
+    assert said["network_input"] == "1×1×128×128×64" or said["network_input"].startswith("1×1×")
+    assert said["network_output"].startswith("1×3×")
+    assert said["answer"] == "1×128×128×64"
+    assert said["would_write"] == "SC, SEG, SR" or "SR" in said["would_write"]
+    assert 0 < said["predict_s"] < said["read_s"] < said["ready_s"]
+    assert 50 < said["peak_memory_mb"] < 20_000
+
+
+def test_a_film_is_read(tmp_path: Path) -> None:
+    said = dryrun.dry_run(classifier(tmp_path / "phantom"), SETTINGS)
+    assert (said["phantom"], said["network_output"], said["answer"]) == ("DX, 1×512×512", "1×1", "1")
+    assert said["says"].startswith("Bright: ")
+
+
+def conditioned(bundle: Bundle, **series: Any) -> Bundle:
+    return bundle.model_copy(update={"dicom": bundle.dicom.model_copy(update={"series": series})})
+
+
+def test_the_phantom_has_the_shape_that_the_bundle_asks_for(tmp_path: Path) -> None:
+    three, two = segmenter(tmp_path / "three"), segmenter(tmp_path / "two", dimensions=2)
+    bounds = {"Rows": {"max": 48}, "Columns": {"min": 200}, "NumberOfSeriesRelatedInstances": {"min": 16, "max": 24}}
+    found = dryrun.phantom(conditioned(three, Modality=["PT", "MR"], **bounds))
+    assert (len(found), found[0].Rows, found[0].Columns, found[0].Modality) == (24, 48, 200, "MR")
+    assert [ds.Modality for ds in dryrun.phantom(conditioned(two, Modality="CT"))] == ["CT"]
+    assert [ds.Modality for ds in dryrun.phantom(conditioned(two, Modality=["CR", "DX"]))] == ["DX"]
+
+
+def test_a_bundle_that_fails_says_how(tmp_path: Path) -> None:
+    broken = {"_target_": "Compose", "transforms": [{"_target_": "EnsureChannelFirstd", "keys": "picture"}]}
+    with pytest.raises(Permanent, match=r"could not read a phantom: phantom 1\.0\.0 failed on an input"):
+        dryrun.dry_run(segmenter(tmp_path / "phantom", preprocessing=broken), SETTINGS)
+
+
+def test_check_runs_what_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = classifier(tmp_path / "models" / "bright")
+    config = tmp_path / "wetread.toml"
+    config.write_text('[worker]\nmodels = "models"\ndevice = "cpu"\n')
+    trust.pin([bundle], tmp_path / "trusted.toml")
+    assert cli.run(["models", "check", "bright", "--json", "--config", str(config)]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["ok"], row["trust"], row["dry_run"]["network_output"]) == (True, "trusted", "1×1")
+    assert cli.run(["models", "check", "bright", "--config", str(config)]) == 0
+    assert "network_output" in capsys.readouterr().out.replace(" ", "_")
