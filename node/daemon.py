@@ -124,9 +124,9 @@ class Node:
         recover(self.db, self.spool)
         self.broker_url = stack.enter_context(broker.resolve(settings, state))
         self._start_loops(stack)
-        self._start_web(stack)
         self.listener = self._listen()
         stack.callback(self.listener.stop)
+        self._start_web(stack)
         log.info(
             "%s listens on %s:%d; status pages at %s",
             settings.node.ae_title,
@@ -186,7 +186,7 @@ class Node:
     def _start_web(self, stack: ExitStack) -> None:
         from node.web.server import serve
 
-        server = serve(self.db, self.settings, self.health, self.registry)
+        server = serve(self.db, self.settings, self.health, self.registry, self.listener.stow)
         self.web_port = server.port
         stack.callback(server.stop)
 

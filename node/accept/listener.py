@@ -20,6 +20,7 @@ from node.accept.guard import Limits
 from node.accept.receive import Door, Registrar
 from node.accept.scp import Services
 from node.accept.server import GuardedServer
+from node.accept.stow import Stow
 from node.audit import Audit, AuditEvent, Outcome
 from node.metrics import Registry
 from node.settings import Settings
@@ -40,7 +41,9 @@ TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexp
 class Listener:
     """A running listener; `port` is the one it got when the settings ask for port 0."""
 
-    def __init__(self, server: GuardedServer, door: Door, registrar: Registrar, audit: Audit) -> None:
+    def __init__(self, server: GuardedServer, door: Door, registrar: Registrar, audit: Audit, stow: Stow) -> None:
+        self.stow = stow
+        """The second door, to be mounted in the HTTP face."""
         self._server, self._door, self._registrar, self._audit = server, door, registrar, audit
         self._stopped = False
         self.port = int(server.server_address[1])
@@ -75,6 +78,7 @@ class Listener:
         self._stopped = True
         self._server.stop()
         self._thread.join(timeout_s)
+        self.stow.close()
         answered = self._door.close(timeout_s)
         self._let_answers_go()
         for assoc in self._server.active_associations:
@@ -118,7 +122,7 @@ def serve(
         limits,
         turned_away=lambda reason: turned_away.add(reason=reason),
     )
-    listener = Listener(server, door, registrar, audit)
+    listener = Listener(server, door, registrar, audit, Stow(door, audit, metrics))
     _announce(listener, settings, metrics, audit)
     return listener
 

@@ -14,6 +14,7 @@ from node import uids
 from node.accept.contexts import UNCOMPRESSED
 from node.accept.structure import PIXEL_DATA, UNDEFINED, Broken, Element, Structure, walk
 from node.errors import Permanent
+from node.store.spool import Encoded
 
 MAX_OBJECT = 2 * 2**30
 """Bytes of one data set that the node takes; attributes that promise more pixels than this are not believed."""
@@ -69,11 +70,11 @@ _SUBSAMPLED = {"YBR_FULL_422": (2, 3), "YBR_PARTIAL_422": (2, 3), "YBR_PARTIAL_4
 """Share of the samples that native Pixel Data holds (PS3.3 §C.7.6.3.1.2)."""
 
 
-def inspect(dataset: bytes, transfer_syntax: str, sop_class: str, sop_instance: str) -> Header:
-    """Check the encoded `dataset` against the command set's SOP Class and Instance UIDs and return its identifiers.
+def inspect(dataset: Encoded, transfer_syntax: str, sop_class: str, sop_instance: str) -> Header:
+    """Check the encoded `dataset` against the announced SOP Class and Instance UIDs and return its identifiers.
 
     Raises `Refused`: C000H when the structure or a UID is broken; A900H when an identifier is missing, is not the
-    command set's, or native Pixel Data is shorter or longer than Rows × Columns × Samples × Frames × Bits say.
+    announced one, or native Pixel Data is shorter or longer than Rows × Columns × Samples × Frames × Bits say.
     """
     found = _walk(dataset, transfer_syntax)
     identifiers = {tag: _identifier(dataset, found, tag) for tag in _IDENTIFIERS}
@@ -90,12 +91,12 @@ def inspect(dataset: bytes, transfer_syntax: str, sop_class: str, sop_instance: 
     )
 
 
-def check_structure(dataset: bytes, transfer_syntax: str) -> None:
+def check_structure(dataset: Encoded, transfer_syntax: str) -> None:
     """Raise `Refused` (C000H) unless `dataset` can be parsed without risk; for the small data sets of DIMSE-N."""
     _walk(dataset, transfer_syntax)
 
 
-def _walk(dataset: bytes, transfer_syntax: str) -> Structure:
+def _walk(dataset: Encoded, transfer_syntax: str) -> Structure:
     explicit, implicit = UNCOMPRESSED
     try:
         return walk(
@@ -108,7 +109,7 @@ def _walk(dataset: bytes, transfer_syntax: str) -> Structure:
         raise Refused(StoreStatus.CANNOT_UNDERSTAND, str(error)) from None
 
 
-def _identifier(dataset: bytes, found: Structure, tag: int) -> str:
+def _identifier(dataset: Encoded, found: Structure, tag: int) -> str:
     name = _IDENTIFIERS[tag]
     value = _text(dataset, found.elements.get(tag))
     if not value:
@@ -120,10 +121,10 @@ def _identifier(dataset: bytes, found: Structure, tag: int) -> str:
 
 def _agree(name: str, value: str, commanded: str) -> None:
     if value != commanded.rstrip("\0 "):
-        raise Refused(StoreStatus.MISMATCH, f"{name} differs from the command set")
+        raise Refused(StoreStatus.MISMATCH, f"{name} differs from what was announced")
 
 
-def _text(dataset: bytes, element: Element | None) -> str:
+def _text(dataset: Encoded, element: Element | None) -> str:
     """Return the value of a short ASCII element without its padding; what is not ASCII becomes `?`."""
     if element is None or element.length > 256:
         return "" if element is None else "?"
@@ -131,7 +132,7 @@ def _text(dataset: bytes, element: Element | None) -> str:
     return value.decode("ascii", "replace").replace("�", "?").rstrip("\0 ")
 
 
-def _check_pixels(dataset: bytes, found: Structure) -> None:
+def _check_pixels(dataset: Encoded, found: Structure) -> None:
     """Compare the length of native Pixel Data with what the attributes promise (PS3.5 §8.1.1, §8.2)."""
     pixels = found.elements.get(PIXEL_DATA)
     if pixels is None or pixels.length == UNDEFINED:
@@ -143,7 +144,7 @@ def _check_pixels(dataset: bytes, found: Structure) -> None:
     raise Refused(StoreStatus.MISMATCH, f"Pixel Data is {what} than Rows × Columns × … says")
 
 
-def _expected_bytes(dataset: bytes, found: Structure) -> int | None:
+def _expected_bytes(dataset: Encoded, found: Structure) -> int | None:
     """Return the bytes of native Pixel Data, or None when an attribute is absent, odd or beyond belief."""
     shape = [_us(dataset, found.elements.get(tag)) for tag in (_ROWS, _COLUMNS, _SAMPLES, _BITS_ALLOCATED)]
     frames = _frames(dataset, found.elements.get(_FRAMES))
@@ -157,14 +158,14 @@ def _expected_bytes(dataset: bytes, found: Structure) -> int | None:
     return size if size <= MAX_OBJECT else None
 
 
-def _us(dataset: bytes, element: Element | None) -> int:
+def _us(dataset: Encoded, element: Element | None) -> int:
     """Return one unsigned short, 0 when it is absent or anything else."""
     if element is None or element.length != 2 or element.vr not in ("", "US"):
         return 0
     return int.from_bytes(dataset[element.offset : element.offset + 2], "little")
 
 
-def _frames(dataset: bytes, element: Element | None) -> int:
+def _frames(dataset: Encoded, element: Element | None) -> int:
     """Return Number of Frames: 1 when absent, 0 when it is no positive number."""
     text = _text(dataset, element).strip()
     if element is None:

@@ -13,12 +13,13 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 from node import clock, uids
 from node.accept.precheck import MAX_OBJECT, Header, Refused, StoreStatus, inspect
 from node.errors import NoRoom, Transient
 from node.log import describe
-from node.store.spool import Spool, Stored
+from node.store.spool import Encoded, Spool, Stored
 from node.store.studies import Received
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ Register = Callable[[Sequence[Received]], int]
 
 @dataclass(frozen=True)
 class Arrival:
-    """One C-STORE request: the command set's identifiers, the context's Transfer Syntax and the sender."""
+    """What a sender announces: SOP Class and Instance (of the command set or File Meta Information), how the data set
+    is encoded, who sends, and the study that the whole request is for, where it names one (PS3.18 §10.5.1)."""
 
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
     calling_ae: str
+    study_instance_uid: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Door:
         self._inside = 0
         self._closed = False
 
-    def receive(self, dataset: bytes, arrival: Arrival) -> Answer:
+    def receive(self, dataset: Encoded, arrival: Arrival) -> Answer:
         """Check and keep one instance; never raises for anything that is wrong with it or with the disk."""
         with self._idle:
             if self._closed:
@@ -79,16 +82,26 @@ class Door:
                 self._inside -= 1
                 self._idle.notify_all()
 
+    def check_room(self, size: int) -> None:
+        """Raise `NoRoom` when the spool would not take `size` more bytes."""
+        self._spool.check_room(size)
+
+    def scratch(self) -> IO[bytes]:
+        """Return a file without a name for a data set that is on its way; raises `NoRoom`."""
+        return self._spool.scratch()
+
     def close(self, timeout_s: float) -> bool:
         """Take nothing more in and wait until what is inside has been answered; False when time ran out."""
         with self._idle:
             self._closed = True
             return self._idle.wait_for(lambda: self._inside == 0, timeout_s)
 
-    def _receive(self, dataset: bytes, arrival: Arrival) -> Answer:
+    def _receive(self, dataset: Encoded, arrival: Arrival) -> Answer:
         if len(dataset) > MAX_OBJECT or self._registrar.waiting >= MAX_WAITING:
             raise Refused(StoreStatus.OUT_OF_RESOURCES, "too large, or too many instances wait for the index")
         header = inspect(dataset, arrival.transfer_syntax_uid, arrival.sop_class_uid, arrival.sop_instance_uid)
+        if arrival.study_instance_uid not in ("", header.study_instance_uid):
+            raise Refused(StoreStatus.MISMATCH, "belongs to another study than the request")
         self._spool.check_room(len(dataset))
         stored = self._spool.store_instance(part10_header(header, arrival), dataset)
         self._registrar.put(_received(header, arrival, stored, self._now()))

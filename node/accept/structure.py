@@ -13,6 +13,8 @@ from functools import lru_cache
 
 from pydicom.datadict import dictionary_VR
 
+from node.store.spool import Encoded
+
 MAX_DEPTH = 32
 """Sequences within sequences; readers that recurse give up at about 200."""
 MAX_ELEMENTS = 100_000
@@ -70,7 +72,7 @@ class _Frame:
     implicit: bool
 
 
-def walk(data: bytes, *, implicit: bool, encapsulated: bool, wanted: Collection[int] = ()) -> Structure:
+def walk(data: Encoded, *, implicit: bool, encapsulated: bool, wanted: Collection[int] = ()) -> Structure:
     """Walk the little endian data set `data` to its very end; raises `Broken` naming the first fault.
 
     `wanted` are the tags whose top-level elements are returned; one that is there twice is a fault, because
@@ -82,7 +84,7 @@ def walk(data: bytes, *, implicit: bool, encapsulated: bool, wanted: Collection[
 class _Walk:
     """One walk: a position, a stack of frames and the counts."""
 
-    def __init__(self, data: bytes, implicit: bool, encapsulated: bool, wanted: frozenset[int]) -> None:
+    def __init__(self, data: Encoded, implicit: bool, encapsulated: bool, wanted: frozenset[int]) -> None:
         self._data, self._encapsulated, self._wanted = data, encapsulated, wanted
         self._found = Structure()
         self._position = 0

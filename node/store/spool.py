@@ -15,7 +15,9 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
+from typing import IO
 
 from node import clock
 from node.errors import NoRoom, Permanent
@@ -27,6 +29,9 @@ _PREAMBLE = 128 + 4
 _GROUP_LENGTH = 12
 """Bytes of (0002,0000) File Meta Information Group Length, explicit VR little endian (PS3.10 §7.1)."""
 _CHUNK = 1 << 20
+
+Encoded = bytes | mmap
+"""An encoded data set: in memory, or mapped from a scratch file where it is large."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +73,21 @@ class Spool:
                 f"({self.refuse_below:,}). Nothing was kept. Free some space."
             )
 
-    def store_instance(self, header: bytes, dataset: bytes) -> Stored:
+    def store_instance(self, header: bytes, dataset: Encoded) -> Stored:
         """Store one received instance: `header` (preamble, DICM, File Meta Information) and `dataset` as received.
 
         Returns only when the file would survive a power cut. The same data set again gives the same answer.
         """
         sha256 = hashlib.sha256(dataset).hexdigest()
         return self._store("instances", sha256, (header, dataset), tail=dataset)
+
+    def scratch(self) -> IO[bytes]:
+        """Return an open temporary file without a name in the spool's file system; raises `NoRoom`."""
+        self.check_room(0)
+        try:
+            return tempfile.TemporaryFile(dir=self._tmp)
+        except OSError as error:
+            raise NoRoom(f"The spool refused a temporary file ({error.strerror}). Free some space.") from None
 
     def store_result(self, data: bytes) -> Stored:
         """Store one Evidence Document, a whole Part 10 file, as durably as an instance."""
@@ -164,7 +177,7 @@ class Spool:
             for second in sorted(first.iterdir()):
                 yield from (p for p in sorted(second.iterdir()) if _NAME.fullmatch(self.relative(p)))
 
-    def _store(self, kind: str, sha256: str, parts: tuple[bytes, ...], tail: bytes) -> Stored:
+    def _store(self, kind: str, sha256: str, parts: tuple[Encoded, ...], tail: Encoded) -> Stored:
         folder = self.root / kind / sha256[:2] / sha256[2:4]
         final = folder / f"{sha256}.dcm"
         try:
@@ -184,7 +197,7 @@ class Spool:
     def _aside(self, relative: str) -> Path:
         return self._removing / f"{relative.split('/')[0]}-{self.path(relative).name}"
 
-    def _write(self, final: Path, parts: tuple[bytes, ...]) -> None:
+    def _write(self, final: Path, parts: tuple[Encoded, ...]) -> None:
         temporary = self._write_temporary(parts)
         try:
             temporary.rename(final)
@@ -197,7 +210,7 @@ class Spool:
             final.unlink(missing_ok=True)  # not to be trusted: it may be gone after a power cut
             raise
 
-    def _write_temporary(self, parts: tuple[bytes, ...]) -> Path:
+    def _write_temporary(self, parts: tuple[Encoded, ...]) -> Path:
         descriptor, name = tempfile.mkstemp(suffix=".part", dir=self._tmp)
         try:
             try:
@@ -246,7 +259,7 @@ def _sha256(path: Path, offset: int) -> str:
     return total.hexdigest()
 
 
-def _ends_with(path: Path, tail: bytes) -> bool:
+def _ends_with(path: Path, tail: Encoded) -> bool:
     """Say whether the file is there and ends with these very bytes; a damaged one is written anew."""
     try:
         with path.open("rb") as file:
@@ -269,7 +282,7 @@ def _touched(path: Path) -> bool:
     return True
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_all(descriptor: int, data: Encoded) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]

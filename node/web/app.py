@@ -16,8 +16,9 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
-from starlette.routing import Mount, Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from node import clock
 from node.errors import NotFound, WetreadError
@@ -52,14 +53,19 @@ _WORDS = {
 }
 
 
-def make_app(db: Database, settings: Settings, health: Health, registry: Registry | None = None) -> Starlette:
-    """Return the ASGI application; with a token it asks for it, without one it answers only to local host names."""
+def make_app(
+    db: Database, settings: Settings, health: Health, registry: Registry | None = None, stow: ASGIApp | None = None
+) -> Starlette:
+    """Return the ASGI application; with a token it asks for it, without one it answers only to local host names.
+
+    `stow` is the door for instances that come over HTTP; it is reached at `/dicom-web`.
+    """
     token = read_token(settings.web.token_file)
     pages = Pages(db, settings, health, registry or Registry())
     middleware = [Middleware(Guard, token=token)]
     if token is None:  # a page elsewhere must not read ours through a name that resolves to this machine
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost", "[::1]"]))
-    routes = [
+    routes: list[BaseRoute] = [
         Route("/", pages.overview),
         Route("/studies/{uid}", pages.study),
         Route("/studies/{uid}/key-image-{number:int}.png", pages.key_image),
@@ -71,6 +77,8 @@ def make_app(db: Database, settings: Settings, health: Health, registry: Registr
         Route("/metrics", pages.metrics),
         Mount("/static", StaticFiles(directory=_HERE / "static")),
     ]
+    if stow is not None:
+        routes.append(Mount("/dicom-web", stow))
     handlers: dict[Any, Callable[..., Any]] = {HTTPException: pages.http_error, Exception: pages.server_error}
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
 

@@ -6,6 +6,7 @@ import socket
 import threading
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from node.errors import Permanent
 from node.metrics import Registry
@@ -31,9 +32,14 @@ class Server:
         self._socket.close()
 
 
-def serve(db: Database, settings: Settings, health: Health, registry: Registry | None = None) -> Server:
-    """Start the status pages; raises `Permanent` when the address is taken or the token cannot be read."""
-    app = make_app(db, settings, health, registry)
+def serve(
+    db: Database, settings: Settings, health: Health, registry: Registry | None = None, stow: ASGIApp | None = None
+) -> Server:
+    """Start the status pages, and with them the door `stow` where it is given.
+
+    Raises `Permanent` when the address is taken or the token cannot be read.
+    """
+    app = make_app(db, settings, health, registry, stow)
     config = uvicorn.Config(
         app,
         log_config=None,

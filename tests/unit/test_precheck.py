@@ -64,9 +64,9 @@ def test_a_missing_or_empty_identifier_is_a900(tag: int) -> None:
 def test_identifiers_other_than_the_command_sets_are_a900() -> None:
     assert refusal(dataset(), sop_class="1.2.840.10008.5.1.4.1.1.4") == (
         A900,
-        "SOP Class UID differs from the command set",
+        "SOP Class UID differs from what was announced",
     )
-    assert refusal(dataset(), sop_instance="1.2.3.5") == (A900, "SOP Instance UID differs from the command set")
+    assert refusal(dataset(), sop_instance="1.2.3.5") == (A900, "SOP Instance UID differs from what was announced")
 
 
 @pytest.mark.parametrize(
