@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from node.errors import Permanent
 from node.metrics import Registry
@@ -14,6 +16,32 @@ from node.settings import Settings
 from node.store.db import Database
 from node.web.app import make_app
 from node.web.health import Health
+
+HEADER_WITHIN_S = 10.0
+"""Seconds in which a request's header must be there; seen to within as long again."""
+
+
+class Impatient(H11Protocol):
+    """Ends a connection whose request does not come; uvicorn would wait, and sixty-four of them are all there are."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to watch."""
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(HEADER_WITHIN_S, self._look, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Watch no more."""
+        self._watch.cancel()
+        super().connection_lost(exc)
+
+    def _look(self, last: RequestResponseCycle | None) -> None:
+        """End it when still the same request has been answered, and no other has begun, as at the look before."""
+        is_waiting = self.cycle is None or self.cycle.response_complete
+        if is_waiting and self.cycle is last:
+            self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+            self.transport.close()
+            return
+        self._watch = self.loop.call_later(HEADER_WITHIN_S, self._look, self.cycle)
 
 
 class Server:
@@ -42,6 +70,7 @@ def serve(
     app = make_app(db, settings, health, registry, stow)
     config = uvicorn.Config(
         app,
+        http=Impatient,
         log_config=None,
         access_log=False,  # a path may hold a Study Instance UID
         server_header=False,
@@ -58,6 +87,7 @@ def _bind(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(128)  # whoever connects before the thread runs waits instead of being refused
     except OSError as error:
         listening.close()
         message = f"The status pages cannot listen on {host}:{port}: {error.strerror}. Change [web] port."

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+import socket
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -268,6 +269,24 @@ def test_many_studies_are_paged(node: Node) -> None:
     assert second.count("/studies/1.2.") == 5
     assert "Older" in first
     assert "Older" not in second
+
+
+def test_a_request_that_does_not_come_ends_its_connection(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.web.server.HEADER_WITHIN_S", 0.2)
+    node.settings = node.settings.model_copy(update={"web": node.settings.web.model_copy(update={"port": 0})})
+    server = serve(node.db, node.settings, node.health)
+    whole = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    try:
+        for begun in (b"", b"GET /heal", whole, whole + b"GET"):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+                connection.sendall(begun)
+                said = b""
+                while data := connection.recv(4096):
+                    said += data
+            assert said.count(b"HTTP/1.1 200") == (whole in begun)
+            assert said.count(b"HTTP/1.1 408") == 1
+    finally:
+        server.stop()
 
 
 def test_the_server_listens_and_stops(node: Node) -> None:
