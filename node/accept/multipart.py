@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-MAX_BOUNDARY = 70
-"""Characters of a boundary (RFC 2046 §5.1.1)."""
+MAX_BOUNDARY = 128
+"""Characters of a boundary. RFC 2046 §5.1.1 has at most 70; Orthanc's STOW-RS client makes them of 73."""
 MAX_HEADER = 8 * 1024
 """Bytes of one part's header block."""
 MAX_PREAMBLE = 8 * 1024
@@ -23,7 +23,7 @@ _MAX_PADDING = 70
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _MEDIA_TYPE = re.compile(rf"\s*({_NAME}/{_NAME})\s*")
 _PARAMETER = re.compile(rf';\s*({_NAME})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;"]+))\s*')
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]{0,69}[0-9A-Za-z'()+_,./:=?-]")
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,./:=? -]*[0-9A-Za-z'()+_,./:=?-]")
 _HEADER = re.compile(rf"({_NAME})[ \t]*:[ \t]*(.*)", re.DOTALL)
 _END_OF_HEADER = b"\r\n\r\n"
 
@@ -67,7 +67,7 @@ def media_type(value: str) -> tuple[str, dict[str, str]]:
 def boundary_of(parameters: dict[str, str]) -> bytes:
     """Return the boundary named by a Content-Type's `parameters`; raises `Malformed` where there is no valid one."""
     boundary = parameters.get("boundary", "")
-    if not _BOUNDARY.fullmatch(boundary):
+    if len(boundary) > MAX_BOUNDARY or not _BOUNDARY.fullmatch(boundary):
         raise Malformed(f"the Content-Type has no boundary of 1 to {MAX_BOUNDARY} characters")
     return boundary.encode("ascii")
 

@@ -190,7 +190,7 @@ def test_metadata_with_remote_bulk_data_is_415_or_refused_and_never_fetched(node
         "",
         "boundary=",
         'boundary=""',
-        f"boundary={'x' * 71}",
+        f"boundary={'x' * 129}",
         'boundary="a\\"b"',
         "boundary=ä",
         "boundary=a; boundary=b",
