@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 from node import uids
-from node.accept import association, contexts
+from node.accept import association, contexts, multipart, request
 from node.accept.guard import Limits
 from node.accept.precheck import StoreStatus
+from node.accept.stored import FailureReason
+from node.accept.stow import Limits as HttpLimits
 from workers.report.rules_seg import SEGMENTATION_STORAGE
 from workers.report.rules_sr import COMPREHENSIVE_3D_SR
 from workers.send import verdicts
@@ -76,3 +78,18 @@ def test_the_rejections_we_give() -> None:
     assert {(int(a), int(b), int(c), words) for a, b, c, words in listed} == {
         (one.result, one.source, one.diagnostic, one.reason) for one in known
     }
+
+
+def test_stow_answers_limits_and_reasons() -> None:
+    listed = re.findall(r"(?m)^\| (\d{3}) \|", section("HTTP status"))
+    assert [int(status) for status in listed] == list(request.STATUSES)
+    reasons = re.findall(r"(?m)^\| `([0-9A-F]{4})H` \| (\d+) \|", section("Failure Reasons"))
+    assert all(int(code, 16) == int(decimal) for code, decimal in reasons)
+    known = {int(reason) for reason in (*StoreStatus, *FailureReason)} - {StoreStatus.SUCCESS}
+    assert {int(decimal) for _, decimal in reasons} == known
+    limits, page = HttpLimits(), section("6. STOW-RS")
+    assert f"{limits.request:,} bytes and {limits.parts:,} parts per request" in page
+    assert f"boundary of {multipart.MAX_BOUNDARY} characters, {limits.at_once} requests" in page
+    assert (limits.instance, multipart.MAX_HEADER) == (2 * 2**30, 8 * 2**10)
+    pace = f"nothing came for {limits.pace.pause_s:g} s, or after the first minute less than"
+    assert f"{pace} {limits.pace.slowest / 1024:g} KiB per second" in section("HTTP status")

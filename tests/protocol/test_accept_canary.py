@@ -20,6 +20,7 @@ from node.accept import contexts
 from node.settings import LogSettings
 from node.store.spool import Spool
 from tests.protocol.listening import associated, listening, store
+from tests.protocol.stowing import FORM, part10, serving
 from tests.unit.encoded import CT, EXPLICIT, dataset, element, image, nested, text, us
 
 NOISE = random.Random()  # noqa: S311 - a canary need not be secret, only its own
@@ -75,6 +76,32 @@ def test_no_canary_is_found(
         audit = node.audit.read_text()
     assert statuses.count(0x0000) == 2
     assert None not in statuses
+    everything = written.getvalue() + metrics + audit + "".join(capfd.readouterr())
+    assert "instance_refused" in everything
+    assert "instance_failed" in everything
+    assert "Traceback" not in everything
+    assert [canary for canary in CANARIES if canary in everything] == []
+
+
+def test_no_canary_is_found_behind_the_second_door(
+    tmp_path: Path, written: io.StringIO, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [
+        part10(dataset(PATIENT)),
+        part10(dataset(PATIENT)[:-5]),
+        part10(dataset(PATIENT), sop_instance=NAME),
+        part10(dataset(PATIENT), syntax=ID),
+        part10(dataset(PATIENT), more=text(0x00020016, "LO", NAME) * 2),
+        PATIENT,
+    ]
+    with serving(tmp_path) as node:
+        statuses = [node.store(file)[0] for file in files]
+        statuses.append(node.store(*files, path=f"/studies/{NAME}")[0])
+        statuses.append(node.post(PATIENT, Content_Type=f"{FORM}; x={NAME}").status_code)
+        monkeypatch.setattr(Spool, "store_instance", _fail_with_the_data)
+        statuses.append(node.store(files[0])[0])
+        metrics, audit = node.node.metrics.render(), node.node.audit.read_text()
+    assert statuses == [200, 409, 409, 409, 409, 409, 400, 400, 409]
     everything = written.getvalue() + metrics + audit + "".join(capfd.readouterr())
     assert "instance_refused" in everything
     assert "instance_failed" in everything

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import pydicom
 import pytest
+from dicomweb_client.api import DICOMwebClient
 from pydicom.data import get_testdata_file
 
 from node.daemon import Loop, Node, Pace
@@ -66,6 +68,15 @@ def test_a_study_goes_from_the_wire_to_done(node: Node) -> None:
     assert study["study_instance_uid"] in page
     assert httpx.get(f"{node.web_address}readyz", timeout=10).status_code == 200
     assert 'wetread_studies{state="DONE"} 1' in httpx.get(f"{node.web_address}metrics", timeout=10).text
+
+
+def test_a_study_may_come_by_stow(node: Node) -> None:
+    ds = pydicom.dcmread(str(get_testdata_file("MR_small.dcm")))
+    answer = DICOMwebClient(f"{node.web_address}dicom-web").store_instances([ds])
+    assert len(answer.ReferencedSOPSequence) == 1
+    wait_for(lambda: studies.listing(node.db, state="DONE"))
+    (study,) = studies.listing(node.db)
+    assert study["study_instance_uid"] == ds.StudyInstanceUID
 
 
 def test_a_second_node_on_the_same_folder_does_not_start(node: Node) -> None:
