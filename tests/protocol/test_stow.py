@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from xml.dom import minidom
@@ -25,6 +29,7 @@ from tests.protocol.stowing import (
     HttpNode,
     multipart,
     part10,
+    request,
     rows,
     serving,
 )
@@ -254,3 +259,19 @@ def test_the_body_may_come_in_any_pieces(node: HttpNode) -> None:
     quoted = f'multipart/related; boundary="{BOUNDARY}"; type=application/dicom; start="<1>"'
     assert node.post(body, Content_Type=quoted).status_code == 200
     assert len(rows(node)) == 2
+
+
+def test_stopping_lets_go_of_a_sender_that_is_in_the_middle(tmp_path: Path) -> None:
+    with serving(tmp_path) as node:
+        connection = socket.create_connection(("127.0.0.1", node.port), timeout=10)
+        head = request(f"Content-Type: {FORM}", "Content-Length: 100000")
+        connection.sendall(head + multipart(part10(), two())[:-100])
+        deadline = time.monotonic() + 10
+        while not list(node.node.spool.instances()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        started = time.monotonic()
+    assert time.monotonic() - started < 6
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("stow")]
+    with connection, suppress(ConnectionResetError):
+        assert b"HTTP/1.1 200" not in connection.recv(4096)
