@@ -41,6 +41,7 @@ train: setup ## Train the shipped models again (DATA=dir with the training sets;
 	for bundle in hippocampus lung_fields chest_xray; do \
 	  $(VENV)/bin/python -m monai.bundle run --config_file models/$$bundle/configs/train.json \
 	    --bundle_root models/$$bundle --dataset_dir '$(DATA)' --datalist build/datalists/$$bundle.json || exit 1; done
+	$(VENV)/bin/wetread models trust --shipped
 
 pins: setup ## Pin the shipped models as they are now (models/trusted.toml), after any of their files has changed
 	$(VENV)/bin/wetread models trust --shipped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,21 @@ def test_a_film_looks_as_if_it_came_from_a_picture_file(tmp_path: Path) -> None:
     [found] = load(save([film(picture)], tmp_path / "in"), 2)
     assert torch.equal(to_image(found).as_tensor(), expected.as_tensor().float())
     assert torch.equal(to_image(found).affine, expected.affine)
+
+
+def test_transforms_may_be_put_together_by_expressions(tmp_path: Path) -> None:
+    plain = segmenter(tmp_path / "plain")
+    config = json.loads((plain.folder / "configs/inference.json").read_text())
+    before, after = config["preprocessing"]["transforms"], config["postprocessing"]["transforms"]
+    composed = segmenter(
+        tmp_path / "composed",
+        before=before,
+        after=after,
+        preprocessing={"_target_": "Compose", "transforms": "$@before[:2] + @before[2:]"},
+        postprocessing="$monai.transforms.Compose([monai.transforms.Compose(@after)])",
+    )
+    found = volume(tmp_path)
+    assert np.array_equal(network(plain).read(found), network(composed).read(found))
 
 
 def test_another_digest_is_not_run(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
+from monai.transforms.compose import Compose
 from numpy.typing import NDArray
 
 from node.bundles import Bundle
@@ -131,10 +132,21 @@ def _parse(folder: Path, device: torch.device) -> dict[str, Any]:
     parser["bundle_root"] = str(folder)
     parser["device"] = device
     for key, replaced in (("preprocessing", _READERS), ("postprocessing", _WRITERS)):
-        steps = parser[f"{key}::transforms"]
-        parser[f"{key}::transforms"] = [step for step in steps if not _is_any(step, replaced)]
+        if f"{key}::transforms" in parser and isinstance(steps := parser[f"{key}::transforms"], list):
+            parser[f"{key}::transforms"] = [step for step in steps if not _is_any(step, replaced)]
     parser.parse(True)
-    return {key: parser.get_parsed_content(key) for key in ("network_def", *_NEEDED) if key in parser}
+    parts = {key: parser.get_parsed_content(key) for key in ("network_def", *_NEEDED) if key in parser}
+    _drop(parts["preprocessing"], _READERS)
+    _drop(parts["postprocessing"], _WRITERS)
+    return parts
+
+
+def _drop(steps: Any, names: tuple[str, ...]) -> None:
+    """Take transforms out of a Compose in place, however the configuration made it, so that `Invertd` knows it."""
+    if isinstance(steps, Compose):
+        steps.transforms = tuple(step for step in steps.transforms if type(step).__name__ not in names)
+        for step in steps.transforms:
+            _drop(step, names)
 
 
 def _is_any(step: Any, names: tuple[str, ...]) -> bool:
