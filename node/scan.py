@@ -24,7 +24,8 @@ READING = ("network_def", "preprocessing", "inferer", "postprocessing")
 
 _KNOWN_TARGETS = ("monai.", "torch.nn.", "torch.optim.", "ignite.", "scripts.")
 _REACHES: dict[str, str] = {
-    **dict.fromkeys(("os", "sys", "shutil", "pathlib", "tempfile", "glob", "io", "open", "mmap"), "files"),
+    **dict.fromkeys(("os", "posix", "nt"), "files and other programs"),
+    **dict.fromkeys(("sys", "shutil", "pathlib", "tempfile", "glob", "io", "open", "mmap"), "files"),
     **dict.fromkeys(("subprocess", "multiprocessing", "pty", "signal", "ctypes", "cffi", "pdb"), "other programs"),
     **dict.fromkeys(
         ("socket", "ssl", "http", "urllib", "requests", "httpx", "ftplib", "smtplib", "hub"), "the network"

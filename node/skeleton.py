@@ -62,6 +62,7 @@ def _head(name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], seg
     points = ["manufacturer: who answers for this model", "[series]: which series it may read; be narrow"]
     if inputs.get("num_channels", 1) != 1:
         points.append(f"the network takes {inputs['num_channels']} channels; wetread hands over one gray channel")
+    says = _line(metadata.get("image_classes", "")) or "nothing of them"
     lines = [
         f"# What the bundle reads, and what its outputs mean in DICOM. {_line(metadata.get('task', ''))}".rstrip(),
         "# A skeleton from metadata.json: fill in what is empty; docs/bundles.md explains the keys.",
@@ -71,7 +72,7 @@ def _head(name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], seg
         f"dimensions = {dimensions}",
         'manufacturer = ""',
         "",
-        f"# Conditions on the series; all must be met. The bundle says: {_line(metadata.get('image_classes', ''))}",
+        f"# Conditions on the series; all must be met. The bundle says: {says}",
         "[series]",
         f"Modality = {_text(modality)}",
         '# BodyPartExamined = ["..."]' if dimensions == 2 else "# NumberOfSeriesRelatedInstances = {min = 20}",

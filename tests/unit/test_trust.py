@@ -11,8 +11,9 @@ import torch
 
 from node import bundles, cli, trust
 from node.bundles import Bundle
+from node.daemon import Node
 from node.errors import BundleError, ConfigError
-from node.settings import Settings, load_settings
+from node.settings import Settings, load_routes, load_settings
 from node.store import jobs
 from tests.unit.jobs_on_disk import make_bundle, open_desk, queue_job, settings_in
 from tests.unit.phantom import body, save, segmenter, stack
@@ -221,3 +222,23 @@ def test_the_shipped_bundles_are_pinned_as_they_are() -> None:
     found = {bundle.name: bundle.digest for bundle in bundles.available()}
     assert pins == found, "a shipped bundle has changed: run `wetread models trust --shipped` and commit the file"
     assert all(trust.standing(bundle, Settings()) == "trusted" for bundle in bundles.available())
+
+
+def test_the_node_starts_without_a_bundle_that_is_not_trusted_and_says_so(
+    config: Path, run: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = '[node]\nport = 0\n[web]\nport = 0\n[spool]\nrefuse_below = "1 MB"\n'
+    config.write_text(text + config.read_text() + '[destination.pacs]\nhost = "127.0.0.1"\nport = 1\nae_title = "P"\n')
+    (config.parent / "routes.toml").write_text(
+        '[[route]]\nname = "a"\nmodels = ["liver", "hippocampus"]\nsend_to = ["pacs"]\n'
+    )
+    _, out, _ = run("check", "--no-echo", "--json")
+    results = {row["what"]: row for row in json.loads(out)}
+    assert (results["model hippocampus"]["ok"], results["model liver"]["ok"]) == (True, False)
+    assert "wetread models trust liver" in results["model liver"]["message"]
+    settings = load_settings(config)
+    with Node(settings, load_routes(config.parent / "routes.toml", settings)):
+        pass
+    warned = [record.getMessage() for record in caplog.records if "is not trusted" in record.getMessage()]
+    assert len(warned) == 1
+    assert "liver" in warned[0]
