@@ -33,7 +33,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WetreadNode
     port = free_port()
     with (
         Pacs(folder / "pacs", ae_title="SIM_PACS", peers={"WETREAD": ("127.0.0.1", port)}) as pacs,
-        wetread_node.running(folder, port, ("SIM_PACS", pacs.port), free_port()) as running,
+        wetread_node.running(folder, port, ("SIM_PACS", pacs.port), free_port(), routes=ROUTES) as running,
     ):
         yield running, pacs
 

@@ -32,13 +32,6 @@ name = "pacs"
 ae_title = "{pacs_ae}"
 address = "127.0.0.1"
 
-[destination.pacs]
-kind = "dimse"
-host = "127.0.0.1"
-port = {pacs_port}
-ae_title = "{pacs_ae}"
-commitment = true
-
 [completeness]
 quiet_period = "3 s"
 max_wait = "5 min"
@@ -55,6 +48,13 @@ url = "{broker}"
 
 [web]
 port = {web_port}
+
+[destination.pacs]
+kind = "dimse"
+host = "127.0.0.1"
+port = {pacs_port}
+ae_title = "{pacs_ae}"
+commitment = true
 """
 
 
@@ -98,14 +98,20 @@ def running(
     web_port: int,
     broker: str = "embedded",
     database: str = "sqlite:///state/wetread.db",
+    routes: str = "",
+    more: str = "",
 ) -> Iterator[WetreadNode]:
-    """Run a node and one worker in `folder` until the block ends; both must end by themselves on SIGTERM."""
+    """Run a node and one worker in `folder` until the block ends; both must end by themselves on SIGTERM.
+
+    `routes` takes the place of the shipped routes; `more` is appended to the configuration, whose last table is that
+    of the destination.
+    """
     node = WetreadNode(folder, port)
     text = CONFIG.format(
         port=port, pacs_ae=pacs[0], pacs_port=pacs[1], web_port=web_port, broker=broker, database=database
     )
-    node.config.write_text(text)
-    (folder / "routes.toml").write_text((ROOT / "config" / "routes.toml").read_text())
+    node.config.write_text(text + more)
+    (folder / "routes.toml").write_text(routes or (ROOT / "config" / "routes.toml").read_text())
     processes = [_start(node, "serve"), _start(node, "worker")]
     try:
         _wait_for_echo(node)
