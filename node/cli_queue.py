@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,8 @@ _COLUMNS = {
     "deliveries": ("id", "state", "attempts", "destination", "kind", "last_status", "reason"),
     "dead": ("kind", "id", "attempts", "what", "reason"),
 }
+
+_PAGE = 1000
 
 
 def _store(noun: str) -> ModuleType:
@@ -108,7 +111,7 @@ def dead_letters(db: Any) -> list[dict[str, Any]]:
     """Return the dead jobs and deliveries, each with its `kind` and, in `what`, what it is about."""
     jobs = [
         {**row, "kind": "job", "what": f"{row['bundle']} on study {row['study_instance_uid']}"}
-        for row in _store("jobs").listing(db, state="DEAD")
+        for row in _dead_rows("jobs", db)
     ]
     deliveries = [
         {
@@ -117,9 +120,17 @@ def dead_letters(db: Any) -> list[dict[str, Any]]:
             "kind": "delivery",
             "what": f"{row.get('kind', '')} to {row['destination']}",
         }
-        for row in _store("deliveries").listing(db, state="DEAD")
+        for row in _dead_rows("deliveries", db)
     ]
     return jobs + deliveries
+
+
+def _dead_rows(noun: str, db: Any) -> list[dict[str, Any]]:
+    """Return all that is DEAD, page by page: after an outage there are thousands."""
+    found: list[dict[str, Any]] = []
+    while page := _store(noun).listing(db, state="DEAD", limit=_PAGE, offset=len(found)):
+        found += page
+    return found
 
 
 def _each(names: tuple[str, ...], everything: bool, config: Path | None, verb: str, done: str) -> None:
@@ -139,9 +150,10 @@ def _find(db: Any, name: str) -> str:
     """Return `jobs` or `deliveries`, whichever has the dead letter `name`."""
     from node.errors import NotFound
 
-    for row in dead_letters(db):
-        if row["id"] == name:
-            return "jobs" if row["kind"] == "job" else "deliveries"
+    for noun in ("jobs", "deliveries"):
+        with suppress(NotFound):
+            if _store(noun).show(db, name)["state"] == "DEAD":
+                return noun
     raise NotFound(f"There is no dead letter {name}; nothing was changed. `wetread dead list` shows them.")
 
 

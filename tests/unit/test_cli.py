@@ -48,8 +48,8 @@ def wetread(*arguments: object, **options: object) -> subprocess.CompletedProces
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
-def fill(config: Path) -> tuple[Database, str, str]:
-    """Make a study with a job that was reported and whose delivery is dead; return the ids of both."""
+def fill(config: Path, documents: int = 1) -> tuple[Database, str, str]:
+    """Make a study with a job that was reported and whose deliveries are dead; return the ids of the job and of one."""
     db = Database(load_settings(config).database.url)
     received = Received(f"{STUDY}.1.1", "1.2.3", "1.2.4", STUDY, f"{STUDY}.1", "a" * 64, "p", 1, "CT", False, 1.0)
     studies.register(db, [received])
@@ -58,11 +58,13 @@ def fill(config: Path) -> tuple[Database, str, str]:
     studies.routed(db, STUDY, 1, [new], "1 job", 3.0)
     claimed = jobs.claim(db, jobs.listing(db)[0]["id"], "w", 4.0)
     assert claimed is not None
-    document = Document("SR", "1.2.840.10008.5.1.4.1.1.88.34", "2.25.1", "2.25.2", "results/x.dcm", "b" * 64, 1)
-    jobs.reported(db, claimed, "w", [document], "Volume 2.4 mL", 5.0)
-    delivery = deliveries.claim(db, deliveries.listing(db)[0]["id"], "w", 6.0)
-    assert delivery is not None
-    deliveries.dead(db, delivery, "w", "0122", "SOP class not supported", 7.0)
+    sr = ("SR", "1.2.840.10008.5.1.4.1.1.88.34")
+    filed = [Document(*sr, f"2.25.{n}", "2.25.9", f"results/{n}.dcm", f"{n:064}", 1) for n in range(1, documents + 1)]
+    jobs.reported(db, claimed, "w", filed, "Volume 2.4 mL", 5.0)
+    for row in deliveries.listing(db, limit=documents):
+        delivery = deliveries.claim(db, row["id"], "w", 6.0)
+        assert delivery is not None
+        deliveries.dead(db, delivery, "w", "0122", "SOP class not supported", 7.0)
     return db, claimed.id, delivery.id
 
 
@@ -92,6 +94,15 @@ def test_listings_can_be_narrowed(config: Path, run: object) -> None:
     status, _, err = run("studies", "list", "--state", "asleep", "--config", config)  # type: ignore[operator]
     assert (status, "RECEIVING" in err) == (2, True)
     assert run("jobs", "list", "--limit", "0", "--config", config)[0] == 2  # type: ignore[operator]
+
+
+def test_after_an_outage_every_dead_letter_is_listed_and_revived(config: Path, run: object) -> None:
+    fill(config, documents=120)  # more than a listing shows unless asked
+    letters = json.loads(run("dead", "list", "--config", config, "--json")[1])  # type: ignore[operator]
+    assert len(letters) == 120
+    assert run("dead", "show", letters[-1]["id"], "--config", config)[0] == 0  # type: ignore[operator]
+    assert run("dead", "retry", "--all", "--config", config)[0] == 0  # type: ignore[operator]
+    assert "no dead letters" in run("dead", "list", "--config", config)[1]  # type: ignore[operator]
 
 
 def test_a_dead_letter_can_be_read_revived_and_dropped(config: Path, run: object) -> None:
