@@ -7,16 +7,15 @@ own on a private socket, else the memory of this process. It never holds anythin
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from node import embedded
+from node.configvalues import broker_url
 from node.errors import BrokerUnavailable, ConfigError
 from node.settings import Settings
 
@@ -32,8 +31,6 @@ TASKS = {"read": "wetread.read", "send": "wetread.send"}
 
 MAX_WAITING = 10_000
 """Messages in a queue beyond which ringing stops: nobody listens, and each id would only come again."""
-
-_SCHEMES = ("redis", "rediss", "redis+socket", "memory")
 
 
 @contextmanager
@@ -61,18 +58,10 @@ def resolve(settings: Settings, state: Path) -> Iterator[str]:
 
 def check_url(url: str, source: str) -> None:
     """Raise `ConfigError` for a broker that loses tasks, or that anybody on the network could ring."""
-    parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES:
-        raise ConfigError(
-            source, None, f'url: "{parts.scheme}" is no broker wetread uses; one of {", ".join(_SCHEMES)}'
-        )
-    if parts.scheme in ("redis", "rediss") and not _is_loopback(parts.hostname or "") and not parts.password:
-        raise ConfigError(
-            source,
-            None,
-            f"url: {parts.hostname} is not this machine and the URL has no password; "
-            "give the server one (requirepass or an ACL) and write rediss://:PASSWORD@HOST:PORT/0",
-        )
+    try:
+        broker_url(url)
+    except ValueError as error:
+        raise ConfigError(source, None, f"url: {error}") from None
 
 
 def make_app(url: str) -> Celery:
@@ -186,10 +175,3 @@ def _embedded(binary: Path, state: Path) -> Iterator[str]:
             yield f"redis+socket://{socket}"
     finally:
         os.close(descriptor)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host in ("", "localhost") or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +22,8 @@ from node import uids
 from node.codes import Code
 from node.errors import BundleError
 
-Condition = str | float | list[str | float] | dict[str, Any]
+_Number = Annotated[float, Field(strict=True)]
+Condition = str | _Number | list[str | _Number] | dict[str, Any]
 """`"text*"`, a number, a list of alternatives, or `{min=, max=, not=, absent=}`; see `node/route/matching.py`."""
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "models"

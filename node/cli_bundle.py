@@ -68,10 +68,9 @@ def find(name: str, settings: Settings) -> Bundle:
 
 def check_bundle(bundle: Bundle) -> str:
     """Return a line on a bundle that is whole; raises `Permanent` naming what is wrong. Runs nothing of it."""
-    from node import bundles, weights
-    from node.route import matching
+    from node import bundles, conditions, weights
 
-    matching.check(bundle.dicom.series)
+    conditions.check(bundle.dicom.series)
     found = weights.look(bundles.weights_path(bundle.folder))
     if found.fault:
         raise BundleError(f"Bundle {bundle.title}: {found.fault}")

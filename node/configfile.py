@@ -25,6 +25,16 @@ _ASSIGNMENT = re.compile(
 )
 _PART = re.compile(r"\"([^\"]*)\"|'([^']*)'|([A-Za-z0-9_-]+)")
 
+_EXPECTED = {
+    "model_type": "a table was expected",
+    "dict_type": "a table was expected",
+    "tuple_type": "a list was expected",
+    "int_type": "a whole number was expected",
+    "bool_type": "true or false was expected",
+    "string_type": "text in quotes was expected",
+}
+"""What pydantic says in Python's words, in TOML's."""
+
 
 def read_toml(path: Path) -> tuple[dict[str, Any], str]:
     """Return the parsed file and its text; raises `ConfigError` naming the line of a syntax error."""
@@ -126,7 +136,9 @@ def _explain(fault: Any, model: type[BaseModel], data: Any, lines: dict[Key, int
         return line_of(key, lines), f"{title(key, data)}: is missing"
     while len(key) > 1 and key not in lines and isinstance(key[-1], str) and not _exists(key, data):
         key = key[:-1]  # a branch of a union, not a key of the file
-    message = fault["msg"].removeprefix("Value error, ")
+    while len(key) > 2 and isinstance(key[-1], int):
+        key = key[:-1]  # an item of a list
+    message = _EXPECTED.get(fault["type"], fault["msg"].removeprefix("Value error, "))
     shown = "" if fault["type"] == "value_error" else f"; {fault['input']!r} was found"
     return line_of(key, lines), f"{title(key, data)}: {message[0].lower() + message[1:]}{shown}"
 

@@ -6,82 +6,33 @@ file. Every error of `load_settings` and `load_routes` names the file, the line,
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from node import bundles
 from node.bundles import Condition
 from node.configfile import Key, line_of, read_model, title
-from node.errors import ConfigError
-
-_DURATION = {"ms": 0.001, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_SIZE = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-
-
-def parse_duration(value: Any) -> float:
-    """Return the seconds in `"60 s"`, `"15 min"`, `"72 h"`, `"30 d"`; anything else is a ValueError."""
-    return _parse_quantity(value, _DURATION, 'a duration such as "60 s", "15 min" or "72 h"')
-
-
-def parse_size(value: Any) -> int:
-    """Return the bytes in `"500 MB"`, `"10 GB"`, `"2 GiB"`; anything else is a ValueError."""
-    return int(_parse_quantity(value, _SIZE, 'a size such as "500 MB" or "10 GB"'))
-
-
-def _parse_quantity(value: Any, units: dict[str, Any], expected: str) -> float:
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
-        if match and match[2] in units:
-            return float(match[1]) * float(units[match[2]])
-    raise ValueError(f"{value!r} is not {expected}")
-
-
-def _ae_title(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError("an AE Title of 1 to 16 characters was expected (PS3.5 §6.2)")
-    if len(value.strip()) > 16:
-        raise ValueError(f'"{value}" has {len(value.strip())} characters; an AE Title has at most 16 (PS3.5 §6.2)')
-    if "\\" in value or not value.isascii() or not value.isprintable():
-        raise ValueError(f'"{value}" has a character that an AE Title may not have (PS3.5 §6.2)')
-    return value.strip()
-
-
-def _network(value: Any) -> str:
-    try:
-        return str(ipaddress.ip_network(value, strict=False)) if "/" in value else str(ipaddress.ip_address(value))
-    except (ValueError, TypeError):
-        raise ValueError(f'{value!r} is not an address such as "10.1.2.3" or a network such as "10.1.2.0/24"') from None
-
-
-def _bind(value: Any) -> str:
-    if value == "localhost":
-        return "127.0.0.1"
-    try:
-        return str(ipaddress.ip_address(value))
-    except ValueError:
-        raise ValueError(f'{value!r} is not an address to listen on, such as "127.0.0.1" or "0.0.0.0"') from None
-
-
-def _device(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-        return value
-    raise ValueError(f'{value!r} is not "auto", "cpu", "cuda" or "cuda:0"')
-
-
-Duration = Annotated[float, BeforeValidator(parse_duration)]
-Size = Annotated[int, BeforeValidator(parse_size)]
-AETitle = Annotated[str, BeforeValidator(_ae_title)]
-Bind = Annotated[str, BeforeValidator(_bind)]
-Network = Annotated[str, BeforeValidator(_network)]
-Device = Annotated[str, BeforeValidator(_device)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-ResultKind = Literal["SR", "SEG", "SC"]
+from node.configvalues import (
+    AETitle,
+    Bind,
+    BrokerUrl,
+    DatabaseUrl,
+    Device,
+    Duration,
+    Flag,
+    Folder,
+    Network,
+    Port,
+    ResultKind,
+    Size,
+    Text,
+    is_loopback,
+)
+from node.errors import ConfigError, Permanent
 
 
 class _Section(BaseModel):
@@ -99,7 +50,7 @@ class NodeSettings(_Section):
 class Peer(_Section):
     """`[[peer]]`: an AE allowed to send to us, from one address or network (CIDR)."""
 
-    name: str
+    name: Text
     ae_title: AETitle
     address: Network
 
@@ -108,10 +59,10 @@ class Destination(_Section):
     """`[destination.NAME]`: an AE that receives results."""
 
     kind: Literal["dimse"] = "dimse"
-    host: str
-    port: Annotated[int, Field(ge=1, le=65535)]
+    host: Text
+    port: Annotated[int, Field(ge=1, le=65535, strict=True)]
     ae_title: AETitle
-    commitment: bool = False
+    commitment: Flag = False
     retry: Duration = 72 * 3600.0
     """How long a delivery is tried again before it is DEAD."""
 
@@ -127,7 +78,7 @@ class Completeness(_Section):
 class SpoolSettings(_Section):
     """`[spool]`: where bytes live and how long."""
 
-    url: Path = Path("state/spool")
+    url: Folder = Path("state/spool")
     keep_images: Duration = 7 * 86400.0
     keep_results: Duration = 30 * 86400.0
     refuse_below: Size = 2 * 10**9
@@ -136,24 +87,24 @@ class SpoolSettings(_Section):
 class DatabaseSettings(_Section):
     """`[database]`: SQLAlchemy URL; SQLite beside the spool by default."""
 
-    url: str = "sqlite:///state/wetread.db"
+    url: DatabaseUrl = "sqlite:///state/wetread.db"
 
 
 class BrokerSettings(_Section):
     """`[broker]`: a Redis or Valkey URL, or `"embedded"`."""
 
-    url: str = "embedded"
+    url: BrokerUrl = "embedded"
 
 
 class WorkerSettings(_Section):
     """`[worker]`: how jobs run."""
 
-    models: Path | None = None
-    trusted: Path = Path("trusted.toml")
+    models: Folder | None = None
+    trusted: Folder = Path("trusted.toml")
     """The file of pins: which bundles may run."""
     device: Device = "auto"
-    job_timeout: Duration = 900.0
-    max_attempts: int = Field(default=3, ge=1, le=20)
+    job_timeout: Annotated[Duration, Field(gt=0)] = 900.0
+    max_attempts: int = Field(default=3, ge=1, le=20, strict=True)
 
 
 class WebSettings(_Section):
@@ -161,7 +112,7 @@ class WebSettings(_Section):
 
     bind: Bind = "127.0.0.1"
     port: Port = 8080
-    token_file: Path | None = None
+    token_file: Folder | None = None
 
 
 class LogSettings(_Section):
@@ -189,7 +140,7 @@ class Settings(_Section):
 class Route(_Section):
     """One `[[route]]`: in studies matching `when`, series matching `series` are read by `models`, for `send_to`."""
 
-    name: str
+    name: Text
     when: dict[str, Condition] = {}
     series: dict[str, Condition] = {}
     models: tuple[str, ...]
@@ -235,7 +186,8 @@ def load_settings(path: Path) -> Settings:
 
 
 def load_routes(path: Path, settings: Settings) -> Routes:
-    """Read `routes.toml`; every model must be installed and every destination configured. Raises `ConfigError`."""
+    """Read `routes.toml`; every model must be installed, every destination configured, every
+    condition possible. Raises `ConfigError`."""
     routes, lines = read_model(path, Routes)
     _refuse_duplicates(path, "route", [route.name for route in routes.route], lines)
     folders = (settings.worker.models,) if settings.worker.models else ()
@@ -243,12 +195,8 @@ def load_routes(path: Path, settings: Settings) -> Routes:
     for index, route in enumerate(routes.route):
         _refuse_unknown(path, ("route", index, "models"), route, models, lines)
         _refuse_unknown(path, ("route", index, "send_to"), route, list(settings.destination), lines)
+        _refuse_conditions(path, index, route, lines)
     return routes
-
-
-def is_loopback(address: str) -> bool:
-    """Say whether only this machine can reach `address`."""
-    return ipaddress.ip_address(address).is_loopback
 
 
 def state_folder(settings: Settings) -> Path:
@@ -262,6 +210,18 @@ def _refuse_duplicates(path: Path, table: str, names: list[str], lines: dict[Key
             first = line_of((table, names.index(name)), lines)
             line = line_of((table, index, "name"), lines)
             raise ConfigError(path, line, f'{table} "{name}": the name is taken by the {table} on line {first}')
+
+
+def _refuse_conditions(path: Path, index: int, route: Route, lines: dict[Key, int]) -> None:
+    from node import conditions  # the data dictionary costs time that commands without routes need not spend
+
+    for table in ("when", "series"):
+        for keyword, condition in getattr(route, table).items():
+            try:
+                conditions.check({keyword: condition})
+            except Permanent as error:
+                line = line_of(("route", index, table, keyword), lines)
+                raise ConfigError(path, line, f'route "{route.name}": {table}: {error}') from None
 
 
 def _refuse_unknown(path: Path, key: Key, route: Route, known: list[str], lines: dict[Key, int]) -> None:

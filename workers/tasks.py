@@ -20,8 +20,9 @@ from typing import cast
 from node import bundles, clock, trust
 from node.bundles import Bundle
 from node.clock import Clock
+from node.configvalues import ResultKind
 from node.errors import BundleError, DatabaseUnavailable, Permanent, Unsuitable, WetreadError
-from node.settings import ResultKind, Settings, state_folder
+from node.settings import Settings, state_folder
 from node.store import jobs, studies
 from node.store.db import Database
 from node.store.jobs import Claimed, Document

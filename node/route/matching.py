@@ -12,22 +12,19 @@ A missing attribute matches only `absent = true` and `not`.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
+from pydicom.datadict import tag_for_keyword
 
 from node.bundles import Condition
-from node.errors import Permanent
+from node.conditions import check
 from node.study import AttributeValue
 
 Scalar = str | float
-_TABLE_KEYS = ("min", "max", "not", "absent")
-_UNMATCHABLE_VR = frozenset({"SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN", "AT"})
 _PATIENT_GROUP = 0x0010
 _IDENTIFYING = frozenset({"AccessionNumber", "StudyID", "OtherPatientIDs", "InstitutionName"})
 """Beside group 0010: values that must not reach a reason, because reasons are stored, shown and logged."""
@@ -41,20 +38,8 @@ class Match:
     reasons: tuple[str, ...]
 
 
-def check(conditions: Mapping[str, Condition]) -> None:
-    """Raise `Permanent` for a keyword that DICOM does not know (PS3.6 §6) or a table no attribute can meet."""
-    for keyword, condition in conditions.items():
-        tag = tag_for_keyword(keyword)
-        if tag is None:
-            raise Permanent(f'"{keyword}" is not a DICOM keyword{_nearest(keyword)}.')
-        if dictionary_VR(tag).split(" ")[0] in _UNMATCHABLE_VR:
-            raise Permanent(f'"{keyword}" holds {dictionary_VR(tag)} data, which cannot be compared in a condition.')
-        if isinstance(condition, dict):
-            _check_table(keyword, condition)
-
-
 def matches(attributes: Mapping[str, AttributeValue], conditions: Mapping[str, Condition]) -> Match:
-    """Compare the attributes of a series, image or study with conditions; raises `Permanent` as `check` does."""
+    """Compare the attributes of a series, image or study with conditions; raises `Permanent` as `conditions.check`."""
     check(conditions)
     results = [_test(keyword, attributes.get(keyword), condition) for keyword, condition in conditions.items()]
     failed = tuple(reason for ok, reason in results if not ok)
@@ -109,7 +94,7 @@ def _excluded(keyword: str, present: tuple[Scalar, ...], table: dict[str, Any]) 
         return ""
     refused = table["not"] if isinstance(table["not"], list) else [table["not"]]
     hit = any(equals(v, w) for v in present for w in refused)
-    return f", which not = {_alternatives(keyword, refused)} excludes" if hit else ""
+    return f", which is excluded (not {_alternatives(keyword, refused)})" if hit else ""
 
 
 def _out_of_bounds(present: tuple[Scalar, ...], table: dict[str, Any]) -> str:
@@ -123,24 +108,6 @@ def _out_of_bounds(present: tuple[Scalar, ...], table: dict[str, Any]) -> str:
     if any(low <= n <= high for n in numbers):
         return ""
     return f", below {show(low)}" if numbers[0] < low else f", above {show(high)}"
-
-
-def _check_table(keyword: str, table: dict[str, Any]) -> None:
-    unknown = [k for k in table if k not in _TABLE_KEYS]
-    if unknown or not table:
-        raise Permanent(f'"{keyword}": min, max, not or absent was expected, not {", ".join(unknown) or "nothing"}.')
-    bounds: tuple[Literal["min", "max"], ...] = ("min", "max")
-    for name in bounds:
-        if name in table and (isinstance(table[name], bool) or not isinstance(table[name], int | float)):
-            raise Permanent(f'"{keyword}": {name} = {table[name]!r} is not a number.')
-    if not isinstance(table.get("absent", True), bool):
-        raise Permanent(f'"{keyword}": absent = {table["absent"]!r} is not true or false.')
-
-
-def _nearest(keyword: str) -> str:
-    lowered = {known.lower(): known for known in keyword_dict if known}
-    near = difflib.get_close_matches(keyword.lower(), lowered, n=1, cutoff=0.6)
-    return f'; did you mean "{lowered[near[0]]}"?' if near else ""
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -14,8 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("node.errors", "node.clock", "node.uids", "node.codes"),
-    ("node.configfile", "node.states", "node.leash", "node.weights"),
+    ("node.configfile", "node.configvalues", "node.states", "node.leash", "node.weights"),
     ("node.bundles", "node.study", "node.findings"),
+    ("node.conditions",),
     ("node.settings", "node.cards"),
     ("node.trust", "node.scan", "node.skeleton"),
     ("node.log", "node.metrics", "node.audit"),

@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from node.settings import Destination, Peer, Route, Settings, parse_duration, parse_size
+from node.configvalues import parse_duration, parse_size
+from node.settings import Destination, Peer, Route, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")

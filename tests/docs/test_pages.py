@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from node import conditions
 from node.bundles import DicomConfig
 from node.cli import wetread
-from node.route import matching
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -19,7 +19,7 @@ def test_the_example_of_a_bundle_is_one() -> None:
     example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
     assert example
     parsed = DicomConfig.model_validate(tomllib.loads(example[1]))
-    matching.check(parsed.series)
+    conditions.check(parsed.series)
     whole = re.sub(r"(?m)^# (?=\[\[|\w+ = )", "", example[1])
     assert DicomConfig.model_validate(tomllib.loads(whole)).finding
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from node import bundles, trust
 from node.simulate import phantoms, scanner
 from node.simulate.pacs import Pacs
 from tests.e2e import wetread_node
@@ -61,13 +62,14 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[WetreadNode
 
 
 def stuck(folder: Path) -> None:
-    """The hippocampus bundle with a first transform that sleeps."""
+    """The hippocampus bundle with a first transform that sleeps, trusted."""
     shutil.copytree(ROOT / "models" / "hippocampus", folder)
     path = folder / "configs" / "inference.json"
     inference = json.loads(path.read_text())
     sleep = {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: __import__('time').sleep(600)"}
     inference["preprocessing"]["transforms"].insert(1, sleep)
     path.write_text(json.dumps(inference))
+    trust.pin([bundles.load(folder)], folder.parent.parent / "trusted.toml")
 
 
 def test_dead_letters_are_listed_shown_retried_and_dropped(node: tuple[WetreadNode, Pacs]) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from node.conditions import check
 from node.errors import Permanent
-from node.route.matching import check, matches
+from node.route.matching import matches
 from node.study import AttributeValue
 
 CT: dict[str, AttributeValue] = {
@@ -30,7 +31,7 @@ CT: dict[str, AttributeValue] = {
         ("SeriesDescription", "*[POST]*", True, "SeriesDescription is T1 [post] Ax"),
         ("SeriesDescription", "*[xyz]*", False, "SeriesDescription is T1 [post] Ax, not *[xyz]*"),
         ("ImageType", "PRIMARY", True, "ImageType is ORIGINAL\\PRIMARY\\AXIAL"),
-        ("ImageType", {"not": "AXIAL"}, False, "ImageType is ORIGINAL\\PRIMARY\\AXIAL, which not = AXIAL excludes"),
+        ("ImageType", {"not": "AXIAL"}, False, "ImageType is ORIGINAL\\PRIMARY\\AXIAL, which is excluded (not AXIAL)"),
         ("ImageType", {"not": ["LOCALIZER", "SCOUT*"]}, True, "ImageType is ORIGINAL\\PRIMARY\\AXIAL"),
         ("Rows", 320, True, "Rows is 320"),
         ("Rows", "320.0", True, "Rows is 320"),

@@ -122,7 +122,7 @@ def test_explain_tells_of_each_route_bundle_and_series(tmp_path: Path) -> None:
     lateral = series_of(tmp_path, 1, Modality="DX", ViewPosition="LL")
     decisions = router.explain(study_of(film, lateral), ROUTES, BUNDLES)
     told = [(d.route, d.bundle, d.series_instance_uid, d.read, d.reasons) for d in decisions]
-    excluded = ("ViewPosition is LL, which not = LL excludes",)
+    excluded = ("ViewPosition is LL, which is excluded (not LL)",)
     met = ("Modality is DX", "ViewPosition is PA")
     assert told == [
         ("heads", "", "", False, ("ModalitiesInStudy is DX, not MR",)),

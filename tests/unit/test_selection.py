@@ -83,7 +83,7 @@ def test_every_matching_film_is_read_and_a_lateral_one_in_the_series_is_left(tmp
     frontal = bundle(dimensions=2, series={"ViewPosition": {"not": "LL"}})
     choice = only(select([both], frontal, ROUTE))
     assert [i.attributes["ViewPosition"] for i in choice.instances] == ["PA", "AP"]
-    assert choice.reasons[-1] == "1 of 3 images are left out: ViewPosition is LL, which not = LL excludes"
+    assert choice.reasons[-1] == "1 of 3 images are left out: ViewPosition is LL, which is excluded (not LL)"
 
 
 def test_two_series_of_films_are_both_read(tmp_path: Path) -> None:

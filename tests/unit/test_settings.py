@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from node import configvalues
 from node import settings as settings_module
 from node.configfile import key_lines
 from node.errors import ConfigError
@@ -20,6 +21,7 @@ def fault(tmp_path: Path, text: str) -> str:
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
+PACS = '[destination.pacs]\nhost = "h"\nport = 1\nae_title = "A"\n'
 PEER = '[[peer]]\nname = "CT 1"\nae_title = "CT1"\naddress = "10.0.0.1"\n'
 
 
@@ -35,7 +37,20 @@ PEER = '[[peer]]\nname = "CT 1"\nae_title = "CT1"\naddress = "10.0.0.1"\n'
         ("[completeness]\nquiet_period = 60\n", "wetread.toml:2: [completeness] quiet_period: 60 is not a duration"),
         ('[spool]\nrefuse_below = "10 apples"\n', "wetread.toml:2: [spool] refuse_below: '10 apples' is not a size"),
         ("[node]\nport = 70000\n", "wetread.toml:2: [node] port: input should be less than or equal to 65535; 70000"),
-        ('[node]\nport = "x"\n', "wetread.toml:2: [node] port: input should be a valid integer"),
+        ('[node]\nport = "x"\n', "wetread.toml:2: [node] port: a whole number was expected; 'x' was found"),
+        ('[node]\nport = "11112"\n', "wetread.toml:2: [node] port: a whole number was expected; '11112' was found"),
+        ("[node]\nport = true\n", "wetread.toml:2: [node] port: a whole number was expected; True was found"),
+        (PACS + 'commitment = "yes"\n', "wetread.toml:5: [destination.pacs] commitment: true or false was expected"),
+        (PACS.replace('"h"', '" "'), "wetread.toml:2: [destination.pacs] host: text in quotes was expected"),
+        (PACS + PACS, "wetread.toml:5: not valid TOML: Cannot declare"),
+        ("node = 5\n", "wetread.toml:1: node: a table was expected; 5 was found"),
+        ('[peer]\nname = "a"\n', "wetread.toml:1: peer: a list was expected"),
+        ('[spool]\nurl = ""\n', "wetread.toml:2: [spool] url: text in quotes was expected; '' was found"),
+        ('[database]\nurl = "mysql://x"\n', 'wetread.toml:2: [database] url: "sqlite:///FILE" or "postgresql'),
+        ('[database]\nurl = "sqlite:///:memory:"\n', 'wetread.toml:2: [database] url: "sqlite:///FILE" or'),
+        ('[broker]\nurl = "amqp://x"\n', 'wetread.toml:2: [broker] url: "amqp" is no broker wetread uses'),
+        ('[broker]\nurl = "redis://10.0.0.1/0"\n', "wetread.toml:2: [broker] url: 10.0.0.1 is not this machine"),
+        ('[worker]\njob_timeout = "0 s"\n', "wetread.toml:2: [worker] job_timeout: input should be greater than 0"),
         ('[node]\nbind = "10.0.0.5"\n', "wetread.toml:2: [node] bind: 10.0.0.5 is reachable from outside"),
         ('[web]\nbind = "0.0.0.0"\n', "wetread.toml:2: [web] bind: 0.0.0.0 is reachable from outside"),
         ('[web]\nbind = "here"\n', "wetread.toml:2: [web] bind: 'here' is not an address"),
@@ -67,9 +82,9 @@ def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
 
 
 def test_units() -> None:
-    assert settings_module.parse_duration("15 min") == 900
-    assert settings_module.parse_duration("500ms") == 0.5
-    assert settings_module.parse_size("2 GiB") == 2**31
+    assert configvalues.parse_duration("15 min") == 900
+    assert configvalues.parse_duration("500ms") == 0.5
+    assert configvalues.parse_size("2 GiB") == 2**31
 
 
 def test_relative_paths_mean_the_folder_of_the_file(tmp_path: Path) -> None:
@@ -111,6 +126,7 @@ def test_production_loads() -> None:
     assert load_settings(SHIPPED / "production.toml").destination["pacs"].commitment
 
 
+EMPTY = '[[route]]\nname = "a"\nmodels = []\nsend_to = []\n'
 ROUTE = '[[route]]\nname = "chest"\nmodels = ["m"]\nsend_to = ["pacs"]\n'
 
 
@@ -133,8 +149,11 @@ ROUTE = '[[route]]\nname = "chest"\nmodels = ["m"]\nsend_to = ["pacs"]\n'
         ),
         (
             '[[route]]\nname = "a"\nmodels = []\nsend_to = []\nresults = ["PDF"]\n',
-            'routes.toml:5: route "a": results.0: input',
+            'routes.toml:5: route "a": results: input should be',
         ),
+        (EMPTY + 'when = {Modalty = "MR"}\n', 'routes.toml:5: route "a": when: "Modalty" is not a DICOM keyword; did'),
+        (EMPTY + "series = {Rows = {mni = 3}}\n", 'routes.toml:5: route "a": series: "Rows": min, max, not or absent'),
+        (EMPTY + "when = {Modality = true}\n", 'routes.toml:5: route "a": when.Modality: text in quotes was expected'),
     ],
 )
 def test_routes_must_make_sense(tmp_path: Path, text: str, expected: str) -> None:

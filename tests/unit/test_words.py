@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from node import study, uids
+from node.configvalues import parse_duration, parse_size
 from node.errors import Transient
-from node.settings import Settings, parse_duration, parse_size
+from node.settings import Settings
 
 
 def test_durations_and_sizes_need_units() -> None:
