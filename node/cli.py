@@ -21,7 +21,7 @@ _SECTIONS = {
     "Run": ("demo", "serve", "worker", "check"),
     "Look": ("studies", "jobs", "deliveries", "dead", "spool"),
     "DICOM": ("read", "send", "echo"),
-    "Measure": ("evaluate",),
+    "Measure": ("evaluate", "train"),
     "Set up": ("route", "models", "config"),
 }
 

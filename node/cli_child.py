@@ -23,11 +23,11 @@ _ROOT = Path(__file__).resolve().parent.parent
 _ENDS = ("done", "usage", "unsuitable", "failed")
 
 
-def follow(module: str, request: str, silence_s: float, tell: Callable[[dict[str, Any]], None]) -> None:
+def follow(module: str, request: str, silence_s: float | None, tell: Callable[[dict[str, Any]], None]) -> None:
     """Run `python -m module`, give it `request` on standard input, and hand each of its messages to `tell`.
 
     Raises what the child's last message says: `ConfigError`, `Unsuitable` or `Permanent`. `Permanent` too when it
-    crashes, or is silent for longer than `silence_s`; the message names what it was busy with.
+    crashes, or is silent for longer than `silence_s` (None is for ever); the message names what it was busy with.
     """
     busy: dict[str, str] = {}
     process = _start(module)
@@ -58,13 +58,15 @@ def _start(module: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _messages(process: subprocess.Popen[bytes], silence_s: float, busy: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _messages(
+    process: subprocess.Popen[bytes], silence_s: float | None, busy: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
     assert process.stdout is not None  # noqa: S101 - asked for above
     descriptor, received = process.stdout.fileno(), b""
     while True:
         if not select.select([descriptor], [], [], silence_s)[0]:
             raise Permanent(
-                f"{busy.get('with', 'The start')} took longer than worker.job_timeout ({silence_s:g} s); ended."
+                f"{busy.get('with', 'The start')} took longer than worker.job_timeout ({silence_s or 0:g} s); ended."
             )
         chunk = os.read(descriptor, 1 << 16)
         if not chunk:

@@ -1,4 +1,4 @@
-"""`wetread evaluate`: a bundle measured on labelled images, in a child process as a node would read them."""
+"""`wetread evaluate | train`: a bundle measured on labelled images, or trained on them, in a child process."""
 
 from __future__ import annotations
 
@@ -34,10 +34,16 @@ def evaluate(name: str, data: Path, out: Path, config: Path | None, as_json: boo
     The manifest is a CSV file: `image` is DICOM (a file, or a folder with one series), PNG, JPEG or NIfTI; `label` a
     finding (0 or 1, or its name) or the path of a mask. Intervals resample patients, and figures are told per cohort.
     """
-    from node import clock, trust
+    from node import trust
 
     settings = load_settings(config)
-    bundle = trust.find(name, settings)
+    found = _evaluate(trust.find(name, settings), data, out, settings)
+    print_json(found) if as_json else _print_figures(found, out)
+
+
+def _evaluate(bundle: Any, data: Path, out: Path, settings: Any) -> dict[str, Any]:
+    from node import clock
+
     request = import_module("workers.evaluate.request").Request(  # by name: the node does not know the workers
         bundle=str(bundle.folder),
         digest=bundle.digest,
@@ -46,23 +52,65 @@ def evaluate(name: str, data: Path, out: Path, config: Path | None, as_json: boo
         device=settings.worker.device,
         started=clock.now(),
     )
-    _follow("workers.evaluate", request.to_json(), settings.worker.job_timeout)
-    found = _load(out / "metrics.json")
-    print_json(found) if as_json else _print_figures(found, out)
+    _follow("workers.evaluate", "reading", request.to_json(), settings.worker.job_timeout)
+    return _load(out / "metrics.json")
 
 
-def _follow(module: str, request: str, silence_s: float) -> None:
+@click.command(short_help="Train a model on your own images.")
+@click.argument("name", metavar="NAME")
+@click.option("--data", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of those in train.json.")
+@click.option("--fine-tune", is_flag=True, help="Begin with the weights of the model instead of random ones.")
+@config_option
+@json_option
+def train(
+    name: str, data: Path, out: Path, epochs: int | None, fine_tune: bool, config: Path | None, as_json: bool
+) -> None:
+    """Train a copy of a Model Bundle by its own train.json, and measure it on patients that were kept apart.
+
+    DIR of --data holds manifest.csv (as for `wetread evaluate`) or a data list NAME.json. The copy in DIR of --out is a
+    bundle of its own; a node runs it once `wetread models trust` has pinned it. The same command goes on where a
+    training was interrupted, from its last whole epoch.
+    """
+    from node import bundles, clock, trust
+
+    settings = load_settings(config)
+    bundle = trust.find(name, settings)
+    request = import_module("workers.train.request").Request(
+        bundle=str(bundle.folder),
+        digest=bundle.digest,
+        data=str(data),
+        out=str(out),
+        started=clock.now(),
+        epochs=epochs,
+        fine_tune=fine_tune,
+    )
+    _follow("workers.train", "training", request.to_json(), None)
+    trained = bundles.load(out)
+    if not _has_rows(out / "test.csv"):
+        click.echo("No patient fell into the test part: nothing was measured.", err=True)
+        return
+    found = _evaluate(trained, out / "test.csv", out / "docs", settings)
+    print_json(found) if as_json else _print_figures(found, out / "docs")
+
+
+def _has_rows(manifest: Path) -> bool:
+    return len(manifest.read_text(encoding="utf-8").splitlines()) > 1
+
+
+def _follow(module: str, label: str, request: str, silence_s: float | None) -> None:
     from node.cli_child import follow
 
-    with _progress() as tell:
+    with _progress(label) as tell:
         follow(module, request, silence_s, tell)
 
 
 @contextmanager
-def _progress() -> Iterator[Any]:
+def _progress(label: str) -> Iterator[Any]:
     """A bar on the terminal with the time that is left; nothing where standard error is no terminal."""
     hidden = not sys.stderr.isatty()
-    made: Any = click.progressbar(length=1, label="reading", file=sys.stderr, show_pos=True, hidden=hidden)
+    made: Any = click.progressbar(length=1, label=label, file=sys.stderr, show_pos=True, hidden=hidden)
     with made as bar:
 
         def tell(message: dict[str, Any]) -> None:
@@ -91,4 +139,4 @@ def _print_figures(found: dict[str, Any], out: Path) -> None:
     click.echo(f"{out / 'report.html'}")
 
 
-COMMANDS = (evaluate,)
+COMMANDS = (evaluate, train)

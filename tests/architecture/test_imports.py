@@ -24,9 +24,11 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.embedded", "node.broker", "node.simulate"),
     ("node.accept", "node.assemble", "node.route"),
     ("node.web",),
+    ("workers.child",),
     ("workers.load", "workers.predict", "workers.report", "workers.send"),
     ("workers.pipeline",),
     ("workers.evaluate",),
+    ("workers.train",),
     ("workers.reader",),
     ("workers.tasks",),
     ("workers.app",),
@@ -60,10 +62,11 @@ SIBLINGS = {
 """Stages meet in the database or in `pipeline`, never in a call."""
 
 ONLY_IN = {
-    "torch": ("workers.predict", "workers.evaluate"),
-    "monai": ("workers.predict", "workers.evaluate"),
+    "torch": ("workers.predict", "workers.evaluate", "workers.train"),
+    "monai": ("workers.predict", "workers.evaluate", "workers.train"),
+    "ignite": ("workers.train",),
     "sklearn": ("workers.evaluate",),
-    "matplotlib": ("workers.evaluate",),
+    "matplotlib": ("workers.evaluate", "workers.train"),
     "nibabel": ("workers.evaluate",),
     "highdicom": ("workers.report",),
     "celery": ("node.broker", "workers.app", "workers.tasks"),

@@ -13,7 +13,7 @@ from tests.architecture.test_imports import FILES, ROOT, imports
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 _OPTIONAL = _PROJECT["optional-dependencies"]["dev"]
-_BROUGHT_ALONG = {"kombu": "celery", "redis": "celery"}
+_BROUGHT_ALONG = {"kombu": "celery", "redis": "celery", "pytorch-ignite": "monai"}
 """Parts of a required library, which alone says the version that it needs."""
 
 

@@ -1,0 +1,247 @@
+"""`wetread train`: the bundle's own train.json, the same weights as `monai.bundle run`, and going on after an end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from node import bundles, cli, trust
+from node.bundles import Bundle
+from node.errors import BundleError, ConfigError, Permanent
+from tests.unit.phantom import classifier
+from workers.train import datalist
+from workers.train.request import Request
+from workers.train.run import train
+
+_NETWORK = "$torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(1, 1))"
+_LIST = {"_target_": "load_decathlon_datalist", "data_list_file_path": "@datalist", "is_segmentation": False} | {
+    "base_dir": "@dataset_dir"
+}
+_METRIC = {"_target_": "ROCAUC", "output_transform": "$monai.handlers.from_engine(['pred', 'label'])"}
+
+
+def _loader(part: str, shuffle: bool) -> dict[str, Any]:
+    data = {"_target_": "Dataset", "data": {**_LIST, "data_list_key": part}, "transform": "@transforms"}
+    return {"_target_": "DataLoader", "dataset": data, "batch_size": 4, "shuffle": shuffle}
+
+
+TRAIN: dict[str, Any] = {
+    "imports": ["$import torch", "$import monai"],
+    "bundle_root": ".",
+    "dataset_dir": ".",
+    "datalist": "x",
+    "output_dir": "x",
+    "seed": 7,
+    "max_epochs": 4,
+    "network": _NETWORK,
+    "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.1},
+    "transforms": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": "image"},
+            {"_target_": "EnsureChannelFirstd", "keys": "image"},
+            {"_target_": "ScaleIntensityd", "keys": "image"},
+            {"_target_": "RandGaussianNoised", "keys": "image", "prob": 0.5},
+            {"_target_": "EnsureTyped", "keys": "image", "track_meta": False},
+        ],
+    },
+    "train": {
+        "trainer": {
+            "_target_": "SupervisedTrainer",
+            "max_epochs": "@max_epochs",
+            "device": "$torch.device('cpu')",
+            "train_data_loader": _loader("training", True),
+            "network": "@network",
+            "loss_function": "$lambda pred, label: torch.nn.BCEWithLogitsLoss()(pred, label.float().view(-1, 1))",
+            "optimizer": "@optimizer",
+            "train_handlers": [
+                {
+                    "_target_": "ValidationHandler",
+                    "validator": "@validate#evaluator",
+                    "epoch_level": True,
+                    "interval": 1,
+                }
+            ],
+        }
+    },
+    "validate": {
+        "handlers": [
+            {"_target_": "CheckpointSaver", "save_dir": "@output_dir", "save_dict": {"model": "@network"}}
+            | {"save_key_metric": True, "key_metric_filename": "model.pt"}
+        ],
+        "evaluator": {
+            "_target_": "SupervisedEvaluator",
+            "device": "$torch.device('cpu')",
+            "val_data_loader": _loader("validation", False),
+            "network": "@network",
+            "key_val_metric": {"val_auc": _METRIC},
+            "val_handlers": "@validate#handlers",
+        },
+    },
+    "initialize": ["$monai.utils.set_determinism(@seed)"],
+    "run": ["$@train#trainer.run()"],
+}
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    made = classifier(tmp_path / "models" / "bright")
+    (made.folder / "configs" / "train.json").write_text(json.dumps(TRAIN))
+    (made.folder / "docs").mkdir()
+    (made.folder / "docs" / "README.md").write_text("# bright\n\nSees light.\n")
+    return bundles.load(made.folder)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Films of thirty people, two each; those with more light are bright."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = ["image,label,patient"]
+    for number in range(60):
+        pixels = np.zeros(400, np.uint8)
+        pixels[: 40 + 320 * (number % 2) + number] = 255
+        Image.fromarray(pixels.reshape(20, 20)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{number % 2},p{number // 2}")
+    (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def run(bundle: Bundle, data: Path, out: Path, **how: Any) -> list[dict[str, Any]]:
+    heard: list[dict[str, Any]] = []
+    request = Request(str(bundle.folder), bundle.digest, str(data), str(out), 1_700_000_000.0, **how)
+    train(request, bundle, datalist.load(data, bundle), heard.append)
+    return heard
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = torch.load(folder / "model.pt", weights_only=True)
+    return found.get("model", found)  # type: ignore[return-value]
+
+
+def test_patients_stay_in_one_part(bundle: Bundle, data: Path) -> None:
+    lists = datalist.load(data, bundle)
+    people = {part: {case["patient"] for case in cases} for part, cases in lists.items()}
+    assert sum(map(len, people.values())) == 30
+    assert all(people[part] for part in datalist.PARTS)
+    assert sum(len(cases) for cases in lists.values()) == 60
+
+
+def test_lists_that_are_wrong(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match=r"it has neither bright\.json nor manifest\.csv"):
+        datalist.load(tmp_path / "none", bundle)
+    (tmp_path / "none" / "bright.json").write_text('{"training": [{"image": "a"}]}')
+    with pytest.raises(ConfigError, match="the part validation is empty"):
+        datalist.load(tmp_path / "none", bundle)
+    (tmp_path / "none" / "bright.json").write_text("[")
+    with pytest.raises(ConfigError, match="is no data list"):
+        datalist.load(tmp_path / "none", bundle)
+
+
+def test_the_weights_are_those_of_monai_bundle_run(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    heard = run(bundle, data, tmp_path / "out")
+    (tmp_path / "theirs").mkdir()
+    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle.folder / "configs/train.json")]
+    places = {"bundle_root": bundle.folder, "dataset_dir": data, "datalist": tmp_path / "out" / "datalist.json"}
+    places["output_dir"] = tmp_path / "theirs"
+    options = [word for name, path in places.items() for word in (f"--{name}", str(path))]
+    subprocess.run([*command, *options], check=True, capture_output=True, timeout=200)
+    ours, theirs = weights(tmp_path / "out" / "models"), weights(tmp_path / "theirs")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert heard[-1]["done"] == heard[-1]["total"]
+    assert heard[-1]["image"] == "epoch 4 of 4"
+
+
+def test_a_training_goes_on_and_keeps_its_best(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(bundle, data, out, epochs=2)
+    best = (out / "models" / "model.pt").read_bytes()
+    (out / "docs" / "README.md").unlink()
+    heard = run(bundle, data, out, epochs=5)
+    assert heard[0]["image"] == "epoch 3 of 5"
+    points = json.loads((out / "docs" / "curves.json").read_text())
+    assert [point["epoch"] for point in points] == [1, 2, 3, 4, 5]
+    if max(point["val_auc"] for point in points[:2]) >= max(point["val_auc"] for point in points[2:]):
+        assert (out / "models" / "model.pt").read_bytes() == best
+    assert points[-1]["loss"] < points[0]["loss"]
+    assert run(bundle, data, out, epochs=5) == []
+
+
+def test_a_checkpoint_of_other_data_is_not_taken(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    run(bundle, data, tmp_path / "out", epochs=1)
+    lists = datalist.load(data, bundle)
+    lists["training"] = lists["training"][:8]
+    request = Request(str(bundle.folder), bundle.digest, str(data), str(tmp_path / "out"), 1.0, 2)
+    with pytest.raises(BundleError, match="was made with other data"):
+        train(request, bundle, lists, lambda message: None)
+
+
+def test_fine_tuning_begins_with_the_weights(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    config = TRAIN | {"optimizer": TRAIN["optimizer"] | {"lr": 0.0}}
+    (bundle.folder / "configs" / "train.json").write_text(json.dumps(config))
+    bundle = bundles.load(bundle.folder)
+    run(bundle, data, tmp_path / "out", epochs=1, fine_tune=True)
+    before, after = weights(bundle.folder / "models"), weights(tmp_path / "out" / "models")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_cannot_be_trained(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("")
+    with pytest.raises(Permanent, match="is not empty and no training began there"):
+        run(bundle, data, tmp_path / "full")
+    with pytest.raises(Permanent, match="is the bundle itself"):
+        run(bundle, data, bundle.folder)
+    (bundle.folder / "configs" / "train.json").write_text('{"train": {}}')
+    with pytest.raises(BundleError, match=r"train\.json has no id train#trainer"):
+        run(bundles.load(bundle.folder), data, tmp_path / "a")
+    (bundle.folder / "configs" / "train.json").write_text('{"network": "$no_such_thing()"}')
+    with pytest.raises(BundleError, match=r"train\.json does not build: NameError"):
+        run(bundles.load(bundle.folder), data, tmp_path / "b")
+
+
+def test_a_training_that_fails_says_why(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    (data / datalist.load(data, bundle)["training"][0]["image"]).write_bytes(b"no picture")
+    with pytest.raises(Permanent, match=r"The training of bright 1\.0\.0 failed: .*training\.log says more"):
+        run(bundle, data, tmp_path / "out")
+
+
+def test_another_schedule_is_not_gone_on_with(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    schedule = {"_target_": "torch.optim.lr_scheduler.StepLR", "optimizer": "@optimizer", "step_size": 1}
+    (bundle.folder / "configs" / "train.json").write_text(json.dumps(TRAIN | {"lr_scheduler": schedule}))
+    bundle = bundles.load(bundle.folder)
+    run(bundle, data, tmp_path / "out", epochs=1)
+    with pytest.raises(BundleError, match="was made with a schedule of 1 epochs"):
+        run(bundle, data, tmp_path / "out", epochs=3)
+
+
+def test_the_command_leaves_a_measured_bundle_with_a_card(
+    bundle: Bundle, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wetread.toml").write_text(f'[worker]\nmodels = "{tmp_path / "models"}"\ndevice = "cpu"\n')
+    trust.pin([bundle], tmp_path / "trusted.toml")
+    out = tmp_path / "trained"
+    where = ["--data", str(data), "--out", str(out), "--config", str(tmp_path / "wetread.toml")]
+    assert cli.run(["train", "bright", *where]) == 0
+    assert "AUROC" in capsys.readouterr().out
+    trained = bundles.load(out)
+    assert trained.version == f"{bundle.version}+{trained.version.partition('+')[2]}"
+    assert trained.digest != bundle.digest
+    assert bundles.load(bundle.folder).digest == bundle.digest
+    tested = list(csv.DictReader((out / "test.csv").open()))
+    assert json.loads((out / "docs" / "metrics.json").read_text())["images"] == len(tested) > 0
+    card = (out / "docs" / "README.md").read_text()
+    assert "its figures are not of these weights" in card
+    assert "## bright" in card
+    assert (out / "docs" / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,98 @@
+"""The data list of a training: every patient in one part alone, by a hash of who it is.
+
+From the folder of `--data`: `<bundle>.json` as MONAI bundles know it; or `manifest.csv` as `wetread evaluate` reads it;
+or, for the bundles that ship, the public sets that `models/datalists.py` knows.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from node.bundles import SHIPPED, Bundle
+from node.errors import ConfigError
+from workers.evaluate import manifest
+
+PARTS = ("training", "validation", "test")
+Lists = dict[str, list[dict[str, Any]]]
+
+
+def load(data: Path, bundle: Bundle) -> Lists:
+    """Return `{part: [{"image", "label", "patient", "cohort"}]}`, paths relative to `data`.
+
+    Raises `ConfigError` where there is no list, it is wrong, or one of training and validation is empty.
+    """
+    listed, table = data / f"{bundle.name}.json", data / "manifest.csv"
+    if listed.is_file():
+        found, source = _listed(listed), listed
+    elif table.is_file():
+        found, source = _split(manifest.load(table, bundle), data), table
+    else:
+        found, source = _public(data, bundle), data
+    for part in PARTS[:2]:
+        if not found.get(part):
+            raise ConfigError(source, None, f"the part {part} is empty; more patients are needed")
+    return found
+
+
+def _listed(path: Path) -> Lists:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {part: [dict(case) for case in found.get(part, [])] for part in PARTS}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(path, None, f"it is no data list with the parts {', '.join(PARTS)}: {error}") from None
+
+
+def _split(cases: Sequence[manifest.Case], data: Path) -> Lists:
+    part_of: Callable[[str], str] = _script().part_of
+    found: Lists = {part: [] for part in PARTS}
+    for case in cases:
+        label = int(case.truth[0]) if isinstance(case.truth, tuple) else os.path.relpath(case.truth, data)
+        row = {
+            "image": os.path.relpath(case.image, data),
+            "label": label,
+            "patient": case.patient,
+            "cohort": case.cohort,
+        }
+        found[part_of(case.patient)].append(row)
+    return found
+
+
+def _public(data: Path, bundle: Bundle) -> Lists:
+    script = _script()
+    if bundle.name not in script.LISTS:
+        told = f"it has neither {bundle.name}.json nor manifest.csv; columns image,label[,patient][,cohort]"
+        raise ConfigError(data, None, told)
+    try:
+        found: Lists = script.datalist(script.LISTS[bundle.name](data))
+    except OSError as error:
+        told = f"it has no {bundle.name}.json, no manifest.csv and no {error.filename}"
+        raise ConfigError(data, None, told) from None
+    return found
+
+
+def _script() -> Any:
+    """`models/datalists.py`: content beside the bundles, and no package."""
+    spec = importlib.util.spec_from_file_location("datalists", SHIPPED / "datalists.py")
+    assert spec is not None  # noqa: S101 - it ships with the bundles
+    assert spec.loader is not None  # noqa: S101
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_manifest(path: Path, cases: Sequence[Mapping[str, Any]], data: Path) -> None:
+    """Write `cases` as a manifest for `wetread evaluate`, with absolute paths."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("image", "label", "patient", "cohort"))
+        for case in cases:
+            label = case["label"] if isinstance(case["label"], int) else (data / str(case["label"])).resolve()
+            image = (data / str(case["image"])).resolve()
+            cohort = str(case.get("cohort", "test"))
+            table.writerow((image, label, case.get("patient", image), "test" if cohort == manifest.ALL else cohort))
