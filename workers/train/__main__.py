@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from node import bundles
@@ -17,7 +18,18 @@ def work(line: str, tell: Tell) -> None:
     lists = datalist.load(Path(request.data), bundle)
     from workers.train.run import train
 
+    _leave_room()
     train(request, bundle, lists, tell)
+
+
+def _leave_room() -> None:
+    """Compute on half of the processors: beside other work, more threads wait for each other at every barrier."""
+    import torch
+
+    from workers.predict.device import cores
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cores() // 2))
 
 
 if __name__ == "__main__":
