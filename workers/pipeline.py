@@ -207,7 +207,7 @@ def summary(reading: Reading) -> str:
 
 def _finding(finding: Finding) -> str:
     presence = "present" if finding.present else "absent"
-    value = f"{finding.probability:.0%}" if finding.calibrated else f"score {finding.probability:.2f}"
+    value = f"{finding.probability:.1%}" if finding.calibrated else f"score {finding.probability:.2f}"
     return f"{finding.label}: {presence} ({value})"
 
 

@@ -146,7 +146,7 @@ def test_the_summary_of_findings_and_films() -> None:
     part = Segment(1, "Lung fields", lung, lung, None, "#ffffff", (Measurement(AREA, 123456.0, PIXELS),))
     maps = (Segmentation(None, (here,), (part,)),)  # type: ignore[arg-type]
     reading = Reading(named, to_datetime(0), (found, score), maps)
-    assert summary(reading) == "Abnormal: present (91%); Odd: absent (score 0.25); Lung fields: 123,456 pixels"
+    assert summary(reading) == "Abnormal: present (91.4%); Odd: absent (score 0.25); Lung fields: 123,456 pixels"
     assert len(summary(Reading(named, to_datetime(0), (found,) * 100))) == 500
 
 
