@@ -94,7 +94,8 @@ def _meets(attributes: Mapping[str, AttributeValue], bundle: Bundle, route: Rout
     by_bundle = matching.matches(attributes, bundle.dicom.series)
     by_route = matching.matches(attributes, route.series)
     both = [m for m in (by_bundle, by_route) if not m.ok] or [by_bundle, by_route]
-    return matching.Match(by_bundle.ok and by_route.ok, _unique(r for m in both for r in m.reasons))
+    reasons = _unique(r for m in both for r in m.reasons)
+    return matching.Match(by_bundle.ok and by_route.ok, reasons or ("no condition is made on its attributes",))
 
 
 def _best_only(choices: list[Choice], bundle: Bundle) -> list[Choice]:

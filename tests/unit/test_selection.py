@@ -91,6 +91,11 @@ def test_two_series_of_films_are_both_read(tmp_path: Path) -> None:
     assert [choice.chosen for choice in choices] == [True, True]
 
 
+def test_a_series_that_nothing_is_asked_of_has_a_reason_too(tmp_path: Path) -> None:
+    (choice,) = select([series_of(tmp_path, 2)], bundle(series={}), ROUTE)
+    assert (choice.chosen, choice.reasons) == (True, ("no condition is made on its attributes",))
+
+
 def test_a_localizer_among_the_slices_is_left_out(tmp_path: Path) -> None:
     scout = series_of(tmp_path, 1, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"], SeriesInstanceUID="1.2.3.4")
     slices = series_of(tmp_path, 3, SeriesInstanceUID="1.2.3.4")
