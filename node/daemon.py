@@ -171,7 +171,7 @@ class Node:
 
     def _start_loops(self, stack: ExitStack) -> None:
         db, settings = self.db, self.settings
-        ring = broker.Bell(broker.make_app(self.broker_url))
+        ring = broker.make_ring(self.broker_url)
         committing = [name for name, destination in settings.destination.items() if destination.commitment]
         ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
             ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),

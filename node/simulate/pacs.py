@@ -119,13 +119,6 @@ class Pacs:
         """Return every reception of one instance, in order."""
         return [entry for entry in self.received if entry.sop_instance_uid == sop_instance_uid]
 
-    def wait_for_requests(self, count: int, timeout: float) -> bool:
-        """Wait until that many commitment requests have come."""
-        deadline = time.monotonic() + timeout
-        while len(self.requests) < count and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return len(self.requests) >= count
-
     def _entity(self) -> AE:
         entity = AE(self.ae_title)
         entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
