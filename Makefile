@@ -5,10 +5,12 @@ PYTHON ?= python3
 VENV := .venv
 ARGS ?=
 STUDY ?=
+MINUTES ?= 5
+SEED ?=
 DATA ?= ../shared/data/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint train pins clean
+.PHONY: help setup demo test chaos lint train pins clean
 
 help: ## List what can be done
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +32,9 @@ demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--ex
 test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, PostgreSQL are installed where possible
 	@tests/services.sh
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+chaos: setup ## Kill everything again and again while studies come in (MINUTES=5, SEED=n); says what was lost: nothing
+	$(VENV)/bin/python -m tests.bench.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: setup ## Check style and types
 	$(VENV)/bin/ruff check .

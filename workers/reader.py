@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from node.crashpoints import reach
 from node.leash import leashed
 from workers.pipeline import Outcome, Request
 
@@ -145,6 +146,7 @@ def serve(answers: int, read: Callable[[Request], Outcome]) -> None:
     with os.fdopen(requests, "rb") as lines:
         for line in lines:
             outcome = _guarded(read, line)
+            reach("read.before_answer")
             _write_all(answers, outcome.to_json().encode() + b"\n")
 
 

@@ -21,9 +21,10 @@ from node import bundles, clock, trust
 from node.bundles import Bundle
 from node.clock import Clock
 from node.configvalues import ResultKind
+from node.crashpoints import reach
 from node.errors import BundleError, DatabaseUnavailable, Permanent, Unsuitable, WetreadError
 from node.settings import Settings, state_folder
-from node.store import jobs, studies
+from node.store import deliveries, jobs, studies
 from node.store.db import Database
 from node.store.jobs import Claimed, Document
 from node.store.spool import Spool
@@ -49,6 +50,7 @@ class Desk:
     reader: Reader
     worker: str
     lease_s: float = jobs.LEASE_S
+    send_lease_s: float = deliveries.LEASE_S
     now: Clock = clock.now
     stopping: threading.Event = field(default_factory=threading.Event)
 
@@ -57,7 +59,9 @@ def send(desk: Desk, delivery_id: str) -> None:
     """Send one Evidence Document to one destination, if it is still to be sent."""
     if _is_id(delivery_id, "send"):
         with _border(delivery_id):
-            outbox.deliver(desk.db, desk.spool, desk.settings, delivery_id, desk.worker, desk.now)
+            outbox.deliver(
+                desk.db, desk.spool, desk.settings, delivery_id, desk.worker, desk.now, lease_s=desk.send_lease_s
+            )
 
 
 def read(desk: Desk, job_id: str) -> None:
@@ -65,8 +69,10 @@ def read(desk: Desk, job_id: str) -> None:
     if desk.stopping.is_set() or not _is_id(job_id, "read"):
         return
     with _border(job_id):
+        reach("claim.before")
         claimed = jobs.claim(desk.db, job_id, desk.worker, desk.now(), desk.lease_s)
         if claimed is not None:
+            reach("claim.after")
             _work(desk, claimed)
 
 

@@ -17,6 +17,7 @@ from typing import IO
 
 from node import clock, uids
 from node.accept.precheck import MAX_OBJECT, Header, Refused, StoreStatus, inspect
+from node.crashpoints import reach
 from node.errors import NoRoom, Transient
 from node.log import describe
 from node.store.spool import Encoded, Spool, Stored
@@ -107,6 +108,7 @@ class Door:
         self._registrar.put(_received(header, arrival, stored, self._now()))
         if header.odd_lengths:
             _log_odd(header)
+        reach("ingest.before_rsp")
         return Answer(StoreStatus.SUCCESS, header=header)
 
 
@@ -170,6 +172,7 @@ class Registrar:
         pause_s = 0.05
         while batch:
             try:
+                reach("register.before")
                 self._register(batch)
                 return True
             except Transient as error:

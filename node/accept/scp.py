@@ -22,6 +22,7 @@ from node.accept.association import Admission, AssociationRequest
 from node.accept.precheck import Refused, StoreStatus, check_structure
 from node.accept.receive import Answer, Arrival, Door
 from node.audit import Audit, AuditEvent, Outcome
+from node.crashpoints import reach
 from node.log import describe
 from node.metrics import Registry
 
@@ -186,7 +187,9 @@ class Services:
         stored = [str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence") or ()]
         failures = report.get("FailedSOPSequence") or ()
         failed = {str(i.ReferencedSOPInstanceUID): int(i.get("FailureReason", 0x0110)) for i in failures}
+        reach("commit.before_note")
         count = self._committed(transaction_uid, stored, failed, clock.now())
+        reach("commit.after_note")
         extra = {"action": "commitment_reported", "transaction_uid": transaction_uid, "count": count}
         logger.info("Storage Commitment was reported.", extra=extra)
         return SUCCESS

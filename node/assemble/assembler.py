@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from node.assemble import completeness
+from node.crashpoints import reach
 from node.settings import Settings
 from node.store import studies
 from node.store.db import Database
@@ -23,6 +24,7 @@ def tick(db: Database, settings: Settings, now: float) -> int:
         verdict = completeness.judge(due.opened_at, due.last_received_at, now, rules)
         if not verdict.complete:
             continue
+        reach("assemble.before")
         revision = studies.complete(db, due.study_instance_uid, now, verdict.evidence, due.last_received_at)
         if revision is None:
             continue  # another process was first, or an instance arrived since

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
+from node.crashpoints import reach
 from node.errors import BrokerUnavailable
 from node.settings import Settings
 from node.store import deliveries, jobs
@@ -37,7 +38,9 @@ def _ring(db: Database, ring: Ring, kind: str, store: ModuleType, now: float) ->
     told: list[str] = []
     try:
         for row_id in store.to_ring(db, now, AGAIN_AFTER_S):
+            reach("ring.before")
             ring(kind, row_id)
+            reach("ring.after")
             told.append(row_id)
     except BrokerUnavailable:
         pass  # the ring has said so, once

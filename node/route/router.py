@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from node import clock
 from node.bundles import Bundle
 from node.clock import Clock
+from node.crashpoints import reach
 from node.errors import Permanent, Unsuitable
 from node.route import matching, selection
 from node.settings import Route, Routes, Settings
@@ -102,6 +103,7 @@ def _route(
     by_name = {route.name: route for route in routes.route}
     jobs = [_job(study, revision, d, by_name[d.route], bundles[d.bundle]) for d in decisions if d.read]
     reason = _reason(decisions, unread)
+    reach("route.before")
     if not studies.routed(db, study_uid, revision, jobs, reason, now):
         return False
     log.info(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from node import uids
+from node.crashpoints import reach
 from node.errors import NotFound
 from node.states import DeliveryState, JobState
 from node.store import leases
@@ -93,12 +94,15 @@ def reported(
     The files must be in the spool already. A document that is known keeps the bytes that were filed first, unless
     retention removed them since; a destination that got those is still not sent others under the same UID.
     """
+    reach("report.before")
     with db.transaction() as connection:
         reason = f"{len(documents)} Evidence Documents for {', '.join(claimed.send_to) or 'nobody'}"
         if not _end(connection, claimed, worker, JobState.REPORTED, reason, now, summary=summary):
             return False
         for document in documents:
             _file(connection, claimed, document, now)
+        reach("report.before_commit")
+    reach("report.after")
     return True
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from node.crashpoints import reach
 from node.states import StudyState as S
 from node.store.db import Database, move, record, rows
 
@@ -59,6 +60,7 @@ def register(db: Database, received: Sequence[Received], late: Literal["reread",
     with db.transaction() as connection:
         for study_uid in sorted(by_study):  # always in this order: two batches must not wait for each other
             new += _register_study(connection, study_uid, by_study[study_uid], late)
+        reach("register.before_commit")
     return new
 
 

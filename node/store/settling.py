@@ -7,6 +7,7 @@ from collections.abc import Collection
 from itertools import groupby
 from typing import Any
 
+from node.crashpoints import reach
 from node.states import DeliveryState as D
 from node.states import JobState as J
 from node.states import StudyState as S
@@ -59,6 +60,7 @@ def _settle_studies(db: Database, now: float, committing: Collection[str]) -> in
         state, revision = S(lines[0]["state"]), lines[0]["revision"]
         to, reason = _outcome(lines, committing)
         if to != state:
+            reach("settle.before")
             at_revision = {"revision": revision}  # it may have been reopened since
             with db.transaction() as connection:
                 moved += move(

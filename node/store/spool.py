@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from node import clock
+from node.crashpoints import reach
 from node.errors import NoRoom, Permanent
 
 FOLDER_MODE = 0o700
@@ -200,11 +201,13 @@ class Spool:
     def _write(self, final: Path, parts: tuple[Encoded, ...]) -> None:
         temporary = self._write_temporary(parts)
         try:
+            reach("spool.before_rename")
             temporary.rename(final)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         try:
+            reach("spool.after_rename")
             _fsync_folder(final.parent)
         except OSError:
             final.unlink(missing_ok=True)  # not to be trusted: it may be gone after a power cut
@@ -215,8 +218,10 @@ class Spool:
         try:
             try:
                 os.fchmod(descriptor, FILE_MODE)
+                reach("spool.before_write")
                 for part in parts:
                     _write_all(descriptor, part)
+                reach("spool.before_fsync")
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)

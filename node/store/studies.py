@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from node.crashpoints import reach
 from node.errors import NotFound
 from node.states import StudyState as S
 from node.store import deliveries, jobs
@@ -94,6 +95,7 @@ def complete(
             f"revision {revision}: {reason}",
             changes=changes,
         )
+        reach("assemble.before_commit")
         return revision
 
 
@@ -158,6 +160,8 @@ def routed(db: Database, study_uid: str, revision: int, new_jobs: Sequence[NewJo
         if not new_jobs:
             move(connection, "study", study_uid, S.ROUTED, S.DONE, now, reason)
         insert(connection, new_jobs, now)
+        reach("route.before_commit")
+    reach("route.after")
     return True
 
 

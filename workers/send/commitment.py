@@ -23,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from node import uids
+from node.crashpoints import reach
 from node.settings import Destination, Settings
 from node.store import deliveries
 from node.store.db import Database
@@ -106,7 +107,9 @@ class _Request:
         noted = deliveries.committing(self.db, [row.id for row in self.rows], transaction_uid, self.now)
         if not noted:  # another worker asks already
             return 0
+        reach("commit.before_ask")
         answer = self._ask(transaction_uid)
+        reach("commit.after_ask")
         if judge(answer).verdict in (Verdict.DONE, Verdict.WARN):
             return noted
         self._take_back(transaction_uid, answer)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from node.clock import Clock
+from node.crashpoints import reach
 from node.errors import DatabaseUnavailable
 from node.settings import Destination, Settings
 from node.store import deliveries
@@ -42,16 +43,17 @@ def deliver(
     worker: str,
     now: Clock,
     timeouts: Timeouts | None = None,
+    lease_s: float = LEASE_S,
 ) -> None:
     """Claim a delivery, send it and note what came of it; does nothing when it is not to be had.
 
     Raises `DatabaseUnavailable` when the outcome cannot be noted: the lease then runs out and the same bytes go again.
     """
-    delivery = deliveries.claim(db, delivery_id, worker, now())
+    delivery = deliveries.claim(db, delivery_id, worker, now(), lease_s)
     if delivery is None:
         return
     destination = settings.destination.get(delivery.destination)
-    with _heartbeat(db, delivery, worker, now):
+    with _heartbeat(db, delivery, worker, now, lease_s):
         result = _attempt(spool, settings, delivery, destination, timeouts or Timeouts())
     _note(db, delivery, worker, result, destination.retry if destination else 0.0, now())
 
@@ -66,7 +68,9 @@ def _attempt(
         if not spool.verify(delivery.path, delivery.sha256):
             return Result("FILE", _NOT_AS_FILED)
         peer = Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title)
+        reach("send.before")
         answer = store(spool.path(delivery.path), peer, timeouts)
+        reach("send.after_rsp")
         ruling = judge(answer)
         if ruling.verdict is Verdict.VERIFY:
             ruling = _verify(peer, delivery, destination.commitment, timeouts)
@@ -126,14 +130,14 @@ def _tell(delivery: ClaimedDelivery, result: Result, moved: bool) -> None:
 
 
 @contextmanager
-def _heartbeat(db: Database, delivery: ClaimedDelivery, worker: str, now: Clock) -> Iterator[None]:
+def _heartbeat(db: Database, delivery: ClaimedDelivery, worker: str, now: Clock, lease_s: float) -> Iterator[None]:
     """Keep the lease while the destination takes its time."""
     over = threading.Event()
 
     def beat() -> None:
-        while not over.wait(LEASE_S / 3):
+        while not over.wait(lease_s / 3):
             try:
-                if not deliveries.heartbeat(db, delivery.id, worker, delivery.fence, now()):
+                if not deliveries.heartbeat(db, delivery.id, worker, delivery.fence, now(), lease_s):
                     return
             except DatabaseUnavailable:
                 continue  # the lease outlives two missed beats; the fence guards what is noted in the end
