@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 WARM_NETWORKS = 4
 """Networks that stay in memory."""
+UNITS = {"ml": "mL", "cm2": "cm²", "{pixels}": "pixels"}
+"""How people write the UCUM units of a summary."""
 _MAX_SUMMARY = 500
 
 
@@ -214,7 +216,7 @@ def _finding(finding: Finding) -> str:
 def _segment(segment: Segment) -> str:
     if segment.is_empty:
         return f"{segment.label}: absent"
-    measured = ", ".join(f"{_short(m.value)} {m.unit.value.strip('{}')}" for m in segment.measurements)
+    measured = ", ".join(f"{_short(m.value)} {UNITS.get(m.unit.value, m.unit.value)}" for m in segment.measurements)
     return f"{segment.label}: {measured or 'found'}"
 
 

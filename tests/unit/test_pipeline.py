@@ -48,7 +48,7 @@ def asked(tmp_path: Path) -> Request:
 def test_a_series_becomes_evidence_documents(asked: Request) -> None:
     outcome = read(asked)
     assert (outcome.kind, outcome.reason) == ("reported", "")
-    assert outcome.summary == "Part 1: 0.294 ml; Part 2: absent"
+    assert outcome.summary == "Part 1: 0.294 mL; Part 2: absent"
     assert {document["kind"] for document in outcome.documents} == {"SR", "SEG", "SC"}
     for document in outcome.documents:
         ds = pydicom.dcmread(document["file"], stop_before_pixels=True)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node import codes
+from node.errors import Unsuitable
 from node.findings import Measurement, Reading, Segment, Segmentation, Source, Volume
 from node.simulate import phantoms
 from tests import readings
@@ -174,6 +175,16 @@ def test_an_image_without_slice_thickness_gives_its_distance(tmp_path: Path) -> 
     context = readings.context(readings.written(slices, tmp_path))
     made = evidence.build(readings.volume_reading(volume, mask), [volume], context)[0].dataset
     assert float(made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness) == 2.5
+
+
+def test_sections_without_a_frame_of_reference_are_not_suitable(tmp_path: Path) -> None:
+    slices, mask = phantoms.volume("axial")
+    for ds in slices:
+        del ds.FrameOfReferenceUID
+    paths = readings.written(slices, tmp_path)
+    volume = readings.volume_of(slices, (2.0, 1.0, 1.0))
+    with pytest.raises(Unsuitable, match="no Frame of Reference UID"):
+        evidence.build(readings.volume_reading(volume, mask), [volume], readings.context(paths))
 
 
 def test_a_content_label_is_a_code_string() -> None:

@@ -19,18 +19,18 @@ def build(reading: Reading, volumes: Sequence[Volume], context: Context) -> list
     """Return the Evidence Documents of `reading`: SEGs, key images, and at last one SR, as `context.results` asks.
 
     `volumes` are what was read; `reading`'s label maps lie on their grids. There is no SEG of a segmentation in
-    which nothing was found. The same arguments give the same bytes. Raises `NonConformant` where the headers of the
-    images do not allow an object to be built.
+    which nothing was found. The same arguments give the same bytes. Raises `Unsuitable` where the images
+    do not say where a SEG would lie, `NonConformant` where an object cannot be built for another reason.
     """
     run = Run(reading, context, sources.read_headers(context.sources))
     try:
         return _documents(run, volumes)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom refuses what it cannot build
-        algorithm = reading.algorithm
+        named, why = reading.algorithm, str(error).rstrip(".")
         raise NonConformant(
-            f"No results of {algorithm.name} {algorithm.version} could be made for series {run.series_instance_uid}: "
-            f"{error}. Nothing was filed. Either the headers of the images break the standard, or this is a fault of "
-            "the node: report it with this line."
+            f"No results of {named.name} {named.version} could be made for series {run.series_instance_uid}: {why}. "
+            "Nothing was filed. Either the headers of the images break the standard, or this is a fault of the node: "
+            "report it with this line."
         ) from error
 
 

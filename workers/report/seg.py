@@ -7,7 +7,7 @@ without a plane, viewers in use go blank.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import highdicom as hd
@@ -17,15 +17,35 @@ from highdicom.seg import Segmentation as SegmentationDocument
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.coding import Code as PydicomCode
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    EnhancedMRImageStorage,
+    EnhancedPETImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+    LegacyConvertedEnhancedMRImageStorage,
+    LegacyConvertedEnhancedPETImageStorage,
+    MRImageStorage,
+    PositronEmissionTomographyImageStorage,
+)
 
 from node import codes, uids
 from node.codes import Code
+from node.errors import Unsuitable
 from node.findings import Algorithm, Segment, Segmentation, Volume
 from workers.report import sources
 from workers.report.run import Run, coded, finish
 
 EMPTY_FRAMES_UP_TO = 400
 """Slices up to which empty frames are written too: some viewers misplace segments that have gaps."""
+CROSS_SECTIONS = frozenset(
+    {
+        *(CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage),
+        *(MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage),
+        *(PositronEmissionTomographyImageStorage, EnhancedPETImageStorage, LegacyConvertedEnhancedPETImageStorage),
+    }
+)
+"""SOP classes whose IOD has a Frame of Reference (PS3.3 §A.3, A.4, A.21, A.36, A.38, A.56, A.70–72)."""
 LARGE_FRACTIONAL = 64 * 2**20
 """Bytes of 8-bit frames above which empty frames are left out after all."""
 
@@ -36,10 +56,14 @@ def described(segmentation: Segmentation) -> tuple[Segment, ...]:
 
 
 def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) -> Dataset | None:
-    """Return the SEG of `segmentation`, or None where nothing was found: the SR says Absent then."""
+    """Return the SEG of `segmentation`, or None where nothing was found: the SR says Absent then.
+
+    Raises `Unsuitable` where the images do not say where in the patient a SEG of them would lie.
+    """
     segments = described(segmentation)
     if not segments:
         return None
+    _require_place({source.sop_instance_uid: run.header(source) for source in segmentation.sources}.values(), volume)
     images, labels = _on_frames(run, segmentation, volume)
     kind = encoding(run.context.seg_type, labels.shape[-1])
     algorithm = run.reading.algorithm
@@ -100,6 +124,21 @@ def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[li
     for k, source in enumerate(segmentation.sources):
         labels[(source.frame_number or 1) - 1] = segmentation.labels[k]
     return [sources.without_quirks(header, is_projection=volume.is_projection)], labels
+
+
+def _require_place(headers: Iterable[Dataset], volume: Volume) -> None:
+    """Refuse images whose SEG would have no Frame of Reference, or two frames at one place (PS3.3 §C.8.20)."""
+    for header in headers:
+        is_section = not volume.is_projection or header.SOPClassUID in CROSS_SECTIONS
+        if is_section and not header.get("FrameOfReferenceUID"):
+            raise Unsuitable("its images have no Frame of Reference UID, so a Segmentation could not say where it lies")
+        frames = () if volume.is_projection else header.get("PerFrameFunctionalGroupsSequence", ())
+        planes = [plane for frame in frames for plane in frame.get("PlanePositionSequence", ())]
+        places = {tuple(plane.get("ImagePositionPatient") or ()) for plane in planes}
+        if len(places) < len(planes):
+            raise Unsuitable(
+                f"its {len(planes)} frames lie at {len(places)} positions; a Segmentation could not say which it means"
+            )
 
 
 def _leave_out_empty_frames(labels: NDArray[np.uint8], kind: str, segments: int, slices_read: int) -> bool:
