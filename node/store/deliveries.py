@@ -275,11 +275,29 @@ def _in_transaction(connection: sa.Connection, transaction_uid: str) -> list[dic
 
 
 def _not_committed(connection: sa.Connection, row: dict[str, Any], code: int, now: float, max_attempts: int) -> bool:
+    """Send again what is not there, ask again for the rest, give up in the end.
+
+    What is not there counts by how often it got lost, not by how often it was asked for: the bytes are here.
+    """
     reason = f"{row['destination']} does not commit to keep it: Failure Reason {code:04X}H"
-    if code in _REFUSED or row["commit_attempts"] >= max_attempts:
+    lost = code == NO_SUCH_OBJECT
+    spent = _losses(connection, row["id"]) + 1 if lost else row["commit_attempts"]
+    if code in _REFUSED or spent >= max_attempts:
         return _commit_move(connection, row, D.DEAD, reason, now)
-    to = D.PENDING if code == NO_SUCH_OBJECT else D.SENT
-    return _commit_move(connection, row, to, reason, now, not_before=now + 5.0 * row["commit_attempts"])
+    changes = {"not_before": now + 5.0 * row["commit_attempts"], **({"commit_attempts": 0} if lost else {})}
+    return _commit_move(connection, row, D.PENDING if lost else D.SENT, reason, now, **changes)
+
+
+def _losses(connection: sa.Connection, delivery_id: str) -> int:
+    """Return how often a destination did not have what it had taken, since a person last had it sent again."""
+    found = rows(
+        connection,
+        "SELECT COUNT(*) AS times FROM event WHERE entity = 'delivery' AND entity_id = :id AND from_state = "
+        "'COMMITTING' AND to_state = 'PENDING' AND number > (SELECT COALESCE(MAX(number), 0) FROM event WHERE "
+        "entity = 'delivery' AND entity_id = :id AND from_state = 'DEAD')",
+        id=delivery_id,
+    )
+    return int(found[0]["times"])
 
 
 def _commit_move(

@@ -144,6 +144,17 @@ def test_a_destination_that_loses_it_every_time_ends_dead(database: Database) ->
     assert states == ["PENDING", "PENDING", "DEAD"]
 
 
+def test_what_is_lost_after_many_requests_without_an_answer_is_sent_again(database: Database) -> None:
+    delivery = committing(database)
+    uid = delivery.sop_instance_uid
+    for round_ in range(deliveries.MAX_COMMIT_ATTEMPTS - 1):  # the archive was too busy to answer any of them
+        assert deliveries.not_asked(database, f"{TRANSACTION}{round_ or ''}", "rejected for now", 300.0, 300.0) == 1
+        assert deliveries.committing(database, [delivery.id], f"{TRANSACTION}{round_ + 1}", 300.0) == 1
+    assert deliveries.committed(database, f"{TRANSACTION}{round_ + 1}", [], {uid: 0x0112}, 301.0) == 1
+    assert state_of(database, "delivery", delivery.id) == "PENDING"
+    assert deliveries.show(database, delivery.id)["commit_attempts"] == 0  # sent anew, waited for anew
+
+
 def test_no_report_in_time_is_asked_again_and_in_the_end_dead(database: Database) -> None:
     delivery = committing(database, now=210.0)
     assert deliveries.uncommitted(database, 269.0, older_than=60.0, max_attempts=2) == 0
