@@ -8,6 +8,7 @@ them is the vestibule (`vestibule.py`), where connections wait for their first P
 from __future__ import annotations
 
 import logging
+import queue
 import select
 import socket
 import struct
@@ -18,11 +19,14 @@ from typing import Any
 
 from pynetdicom.association import Association
 from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.fsm import StateMachine
 from pynetdicom.pdu_primitives import A_P_ABORT, P_DATA
 from pynetdicom.transport import AssociationSocket
 
+from node.accept import response
 from node.accept.precheck import MAX_OBJECT
+from node.accept.queues import Outgoing
 from node.log import describe
 
 logger = logging.getLogger(__name__)
@@ -31,10 +35,16 @@ A_ASSOCIATE_RQ, P_DATA_TF = 0x01, 0x04
 PDU_TYPES = range(0x01, 0x08)
 """PS3.8 §9.3.1."""
 _HEADER = struct.Struct(">BBL")
+_PDV_HEADER = 6
+"""Bytes of a PDV before its fragment: length, context and message control header (PS3.8 §9.3.5.1, §E.2)."""
+_LAST_OF_COMMAND = b"\x03"
+"""Message control header of the last fragment of a command set (PS3.8 §E.2)."""
 UNEXPECTED_PDU, INVALID_PARAMETER = 2, 6
 """Reason/Diag. of an A-ABORT by the service provider (PS3.8 Table 9-26)."""
 OUR_ANSWERS = ("Evt7", "Evt8", "Evt9", "Evt14")
 """A-ASSOCIATE response, accepted or rejected; P-DATA request; A-RELEASE response (PS3.8 Table 9-10)."""
+WAIT_S = 0.05
+"""An association that waits for its peer looks up this often; timers and the end of a thread are noticed so late."""
 INVALID_PDU = "Evt19"
 """Unrecognized or invalid PDU: A-ABORT, whatever the state (PS3.8 Table 9-10)."""
 
@@ -75,17 +85,24 @@ class ProtocolViolation(OSError):
 class GuardedSocket(AssociationSocket):
     """An association's socket that reads whole PDUs under `limits`; `first` are the bytes read in the vestibule."""
 
-    def __init__(self, assoc: Association, connection: socket.socket, limits: Limits, first: bytes) -> None:
+    def __init__(
+        self, assoc: Association, connection: socket.socket, limits: Limits, first: bytes, outgoing: Outgoing
+    ) -> None:
         super().__init__(assoc, client_socket=connection)
-        self._limits, self._first = limits, memoryview(first)
+        self._limits, self._first, self._outgoing = limits, memoryview(first), outgoing
         self._body_length: int | None = None
         self._deadline = 0.0
         self._poller = select.poll()  # select() cannot take descriptors from 1024 on
         self._poller.register(connection, select.POLLIN)
+        self._poller.register(outgoing.bell, select.POLLIN)
 
     @property
     def ready(self) -> bool:
-        """Say whether a PDU can be read now: no more is read while complete messages wait to be served."""
+        """Say whether a PDU can be read now: no more is read while complete messages wait to be served.
+
+        Waits a moment for one, or for something to send, which then goes on its way: pynetdicom itself would sleep
+        a millisecond between two looks at socket and queue, several times for each instance.
+        """
         if self.socket is None or not self._is_connected or self.socket.fileno() < 0:
             return False
         if self._first:
@@ -93,10 +110,21 @@ class GuardedSocket(AssociationSocket):
         if self.assoc.dimse.msg_queue.qsize() > self._limits.waiting_messages:
             return False
         try:
-            return bool(self._poller.poll(0))
+            came = {descriptor for descriptor, _ in self._poller.poll(self._patience_s() * 1000)}
         except (OSError, ValueError):
             self.event_queue.put("Evt17")  # transport connection closed
             return False
+        if self._outgoing.bell.fileno() not in came:
+            return bool(came)
+        self._outgoing.silence()
+        if self.event_queue.empty():
+            self.assoc.dul._process_recv_primitive()
+        return False
+
+    def _patience_s(self) -> float:
+        """How long to wait; in Sta13 the peer is to close, and we do when it has no more to say (PS3.8 Table 9-10)."""
+        is_ending = self.assoc.dul.state_machine.current_state == "Sta13"
+        return WAIT_S if self.event_queue.empty() and not is_ending else 0
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Read `nr_bytes`: first a PDU's 6 bytes of header, then its body; fewer when the peer closed.
@@ -153,6 +181,7 @@ class GuardedSocket(AssociationSocket):
         connection = self.socket
         if connection is not None:
             close(connection)
+        self._outgoing.close()
 
 
 class GuardedDIMSE(DIMSEServiceProvider):
@@ -161,6 +190,24 @@ class GuardedDIMSE(DIMSEServiceProvider):
     def __init__(self, assoc: Association, limits: Limits) -> None:
         super().__init__(assoc)
         self._limits = limits
+
+    def get_msg(self, block: bool = False) -> Any:
+        """Return the next message and its context, or (None, None); waits a moment where pynetdicom would only look."""
+        try:
+            return self.msg_queue.get(timeout=self.dimse_timeout if block else WAIT_S)
+        except queue.Empty:
+            return None, None
+
+    def send_msg(self, primitive: Any, context_id: int) -> None:
+        """Send a message; the answer to a C-STORE, due for every instance, without pynetdicom's data sets."""
+        if isinstance(primitive, C_STORE) and primitive.MessageIDBeingRespondedTo is not None:
+            command = response.command_set(primitive)
+            if not 0 < self.maximum_pdu_size < len(command) + _PDV_HEADER:
+                whole = P_DATA()
+                whole.presentation_data_value_list.append((context_id, _LAST_OF_COMMAND + command))
+                self.dul.send_pdu(whole)
+                return
+        super().send_msg(primitive, context_id)
 
     def receive_primitive(self, primitive: P_DATA) -> None:
         """Take in one P-DATA; a message that breaks a bound or cannot be decoded aborts the association."""

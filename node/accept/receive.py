@@ -11,6 +11,7 @@ import logging
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
@@ -26,6 +27,8 @@ from node.store.studies import Received
 logger = logging.getLogger(__name__)
 
 MAX_BATCH = 200
+GATHER_S = 0.05
+"""How long the first instance of a batch waits for others: each transaction costs a sync, as much as an instance."""
 MAX_WAITING = 100_000
 """Instances that may wait for the index; about 100 MB. Beyond it senders are told to come back later."""
 
@@ -123,17 +126,20 @@ class Registrar:
         self._register, self._longest_pause_s = register, longest_pause_s
         self._queue: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._ended = self._busy = False
+        self._ended = False
+        self._waiting, self._lock = 0, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="registrar", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> int:
         """Instances that are durable and acknowledged but not in the index yet."""
-        return self._queue.qsize() + self._busy
+        return self._waiting
 
     def put(self, received: Received) -> None:
         """Hand over one instance that is durable in the spool."""
+        with self._lock:
+            self._waiting += 1
         self._queue.put(received)
 
     def close(self, timeout_s: float) -> bool:
@@ -146,18 +152,25 @@ class Registrar:
     def _run(self) -> None:
         while not self._ended:
             batch = self._take()
-            self._busy = True
             self._register_batch(batch)
-            self._busy = False
+            with self._lock:
+                self._waiting -= len(batch)
 
     def _take(self) -> list[Received]:
-        """Wait for the first instance and take with it what else is there; None in the queue is the end."""
+        """Wait for the first instance and take with it what comes soon after; None in the queue is the end."""
         batch: list[Received] = []
-        while (received := self._queue.get()) is not None:
-            batch.append(received)
-            if len(batch) >= MAX_BATCH or self._queue.empty():
+        deadline = float("inf")
+        while len(batch) < MAX_BATCH:
+            try:
+                received = self._queue.get(timeout=max(deadline - time.monotonic(), 0) if batch else None)
+            except queue.Empty:
                 return batch
-        self._ended = True
+            if received is None:
+                self._ended = True
+                return batch
+            if not batch:
+                deadline = time.monotonic() + GATHER_S
+            batch.append(received)
         return batch
 
     def _register_batch(self, batch: Sequence[Received]) -> None:

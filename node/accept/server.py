@@ -21,6 +21,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AssociationServer, RequestHandler
 
 from node.accept.guard import GuardedDIMSE, GuardedSocket, GuardedStateMachine, Limits, close
+from node.accept.queues import Indications, Outgoing
 from node.accept.vestibule import Address, Vestibule
 from node.log import describe
 
@@ -138,8 +139,11 @@ class _Handler(RequestHandler):
         assoc = super()._create_association()
         assoc.dul.event_queue.get_nowait()  # the stock socket announced the connection; ours does so again
         assoc.dul.socket = None
-        assoc.set_socket(GuardedSocket(assoc, self.request, self.server.limits, self.first))
+        assoc.dimse = GuardedDIMSE(assoc, self.server.limits)
+        assoc.dul.to_provider_queue, assoc.dul.to_user_queue = Outgoing(), Indications(assoc.dimse.msg_queue)
+        assoc.set_socket(
+            GuardedSocket(assoc, self.request, self.server.limits, self.first, assoc.dul.to_provider_queue)
+        )
         assoc.dul.state_machine = GuardedStateMachine(assoc.dul)
         assoc.dul.daemon = True
-        assoc.dimse = GuardedDIMSE(assoc, self.server.limits)
         return assoc

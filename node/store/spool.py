@@ -57,7 +57,10 @@ class Spool:
         try:
             for folder in (root.parent, root, self._tmp, self._removing, root / "instances", root / "results"):
                 folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-            for folder in (root, root.parent):
+            for kind in ("instances", "results"):
+                for number in range(256):
+                    (root / kind / f"{number:02x}").mkdir(mode=FOLDER_MODE, exist_ok=True)
+            for folder in (root / "instances", root / "results", root, root.parent):
                 _fsync_folder(folder)
         except OSError as error:
             raise NoRoom(
@@ -231,14 +234,15 @@ class Spool:
         return Path(name)
 
     def _make_durable(self, folder: Path) -> None:
-        """Make `folder`, and see once per process that its own entry is on disk, whoever made it."""
+        """Make `folder`, and see once per process that its own entry is on disk, whoever made it.
+
+        Its parent has been there since the spool was opened; a sync for each instance would be one too many.
+        """
         with self._lock:
             if folder in self._durable and folder.is_dir():
                 return
-        folder.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
         _fsync_folder(folder.parent)
-        _fsync_folder(folder.parent.parent)
         with self._lock:
             self._durable.add(folder)
 

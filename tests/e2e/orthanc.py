@@ -8,9 +8,9 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Orthanc:
     ae_title: str
     dicom_port: int
     http_port: int
+    pid: int = 0
 
     @property
     def url(self) -> str:
@@ -77,25 +78,34 @@ def _value(item: dict[str, Any], tag: str) -> str:
     return str((item.get(tag, {}).get("Value") or [""])[0])
 
 
-@contextmanager
-def running(folder: Path, node_port: int) -> Iterator[Orthanc]:
-    """Run Orthanc in `folder` until the block ends; the node at `node_port` may ask it for storage commitment."""
-    pacs = Orthanc("ORTHANC", free_port(), free_port())
-    config = folder / "orthanc.json"
-    config.write_text(json.dumps(_configuration(pacs, folder, node_port)))
+def loopback_only(folder: Path) -> dict[str, str]:
+    """Return the environment in which a program that binds to every interface binds to 127.0.0.1."""
     shim = folder / "loopback.so"
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", str(shim), str(HERE / "loopback.c"), "-ldl"], check=True)
+    return {"LD_PRELOAD": str(shim), "PATH": PROGRAMS}
+
+
+@contextmanager
+def running(folder: Path, node_port: int, more: Mapping[str, Any] | None = None) -> Iterator[Orthanc]:
+    """Run Orthanc in `folder` until the block ends; the node at `node_port` may ask it for storage commitment.
+
+    `more`: further settings of Orthanc's configuration file.
+    """
+    pacs = Orthanc("ORTHANC", free_port(), free_port())
+    config = folder / "orthanc.json"
+    config.write_text(json.dumps(_configuration(pacs, folder, node_port) | dict(more or {})))
+    environment = loopback_only(folder) | {"TCP_NODELAY": "1"}  # read by its DCMTK; its own option is for HTTP
     with (folder / "orthanc.log").open("wb") as log:
         process = subprocess.Popen(
             [str(shutil.which("Orthanc", path=PROGRAMS)), str(config)],
             stdout=log,
             stderr=log,
             cwd=folder,
-            env={"LD_PRELOAD": str(shim), "PATH": PROGRAMS},
+            env=environment,
         )
     try:
         _wait_until_up(pacs, process)
-        yield pacs
+        yield replace(pacs, pid=process.pid)
     finally:
         process.terminate()
         process.wait(timeout=30)

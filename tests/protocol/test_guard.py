@@ -259,3 +259,13 @@ def test_the_node_stops_although_strangers_hold_on(tmp_path: Path) -> None:
         half.close()
     for stranger in strangers:
         stranger.close()
+
+
+def test_an_association_on_which_nothing_happens_costs_next_to_nothing(node: Node) -> None:
+    peers = [connect(node.port, associate_rq()) for _ in range(20)]
+    assert [read_pdu(peer)[0] for peer in peers] == [0x02] * 20
+    before = time.process_time()
+    time.sleep(1)
+    assert time.process_time() - before < 0.2, "forty threads look again and again"
+    for peer in peers:
+        peer.close()

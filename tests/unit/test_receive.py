@@ -145,6 +145,29 @@ def test_what_waits_is_registered_in_one_transaction() -> None:
     assert len(index.batches) <= 3
 
 
+def test_what_comes_one_by_one_is_registered_together() -> None:
+    index = Index()
+    registrar = Registrar(index.register)
+    for n in range(10):
+        registrar.put(received(f"1.2.{n}"))
+        time.sleep(0.001)
+    assert registrar.waiting == 10 - len(index.known), "what is being gathered waits as well"
+    assert registrar.close(5)
+    assert len(index.known) == 10
+    assert len(index.batches) <= 2
+
+
+def test_an_instance_that_comes_alone_is_registered_soon() -> None:
+    index = Index()
+    registrar = Registrar(index.register)
+    started = time.monotonic()
+    registrar.put(received("1.2.3.4"))
+    while not index.known and time.monotonic() < started + 5:
+        time.sleep(0.005)
+    assert time.monotonic() - started < 1
+    assert registrar.close(5)
+
+
 def test_one_poisonous_instance_does_not_hold_back_the_others() -> None:
     index = Index(poison="1.2.5")
     index.gate.clear()

@@ -95,12 +95,21 @@ class Watched:
 
 def test_every_step_is_made_durable_in_order(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = hashlib.sha256(DATASET).hexdigest()
-    instances = spool.root / "instances"
-    leaf = instances / sha256[:2] / sha256[2:4]
+    leaf = spool.root / "instances" / sha256[:2] / sha256[2:4]
     watched = Watched(monkeypatch)
     spool.store_instance(HEADER, DATASET)
-    made = [f"fsync {leaf.parent}", f"fsync {instances}"]
-    assert watched.calls == [*made, "write file", "write file", "fsync file", "rename file", f"fsync {leaf}"]
+    made = f"fsync {leaf.parent}"
+    assert watched.calls == [made, "write file", "write file", "fsync file", "rename file", f"fsync {leaf}"]
+
+
+def test_the_first_folders_are_durable_when_the_spool_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    root = Spool(tmp_path / "state" / "spool", 0).root
+    synced = [f"fsync {folder}" for folder in (root / "instances", root / "results", root, root.parent)]
+    assert watched.calls == synced
+    assert len(list((root / "instances").iterdir())) == len(list((root / "results").iterdir())) == 256
 
 
 def test_a_copy_that_another_process_renamed_is_made_durable_too(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +117,7 @@ def test_a_copy_that_another_process_renamed_is_made_durable_too(spool: Spool, m
     leaf = spool.path(stored.path).parent
     watched = Watched(monkeypatch)
     Spool(spool.root, 0).store_instance(HEADER, DATASET)
-    assert watched.calls[-3:] == [f"fsync {leaf.parent}", f"fsync {leaf.parent.parent}", f"fsync {leaf}"]
+    assert watched.calls[-2:] == [f"fsync {leaf.parent}", f"fsync {leaf}"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,229 @@
+"""How fast a series is read: our pipeline beside the usual way, on the same weights, in one run on one machine.
+
+`python -m tests.bench.reading [--rounds 3] [--series DIR] [--json]`, or `make bench-reading`. Both ways take turns,
+with their networks warm; the label maps on the source grid must agree. The report is the SEG alone in both.
+
+Cases: `hippocampus`, the shipped bundle on a crop (`--series`, or a phantom), and `ct`, the same weights in a sliding
+window over a synthetic CT of 300 × 512 × 512 at 1.5 mm: what is found there means nothing, what it costs does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from node import clock
+from node.bundles import SHIPPED, Bundle
+from node.bundles import load as load_bundle
+from node.findings import Reading
+from node.simulate.phantoms import volume
+from tests.bench.usual import UsualWay
+from workers.load.series import load
+from workers.predict.network import Network
+from workers.predict.reading import algorithm
+from workers.predict.segment import segmentation
+from workers.report import evidence, gate
+from workers.report.context import Context
+
+STAGES = ("load", "prepare", "network", "back", "report")
+CT_SHAPE, CT_SPACING_MM = (300, 512, 512), (1.0, 0.8, 0.8)
+CROP_SHAPE, CROP_SPACING_MM = (36, 52, 36), (1.0, 1.0, 1.0)
+Labels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A bundle and the folder of the series that it reads."""
+
+    name: str
+    bundle: Bundle
+    series: Path
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One round: seconds per stage of each way, and how well the label maps agree."""
+
+    case: str
+    usual_s: dict[str, float]
+    wetread_s: dict[str, float]
+    differing_voxels: int
+    mean_dice: float
+
+
+class Laps:
+    """Seconds per stage, from one `lap` to the next."""
+
+    def __init__(self) -> None:
+        self.took = dict.fromkeys(STAGES, 0.0)
+        self._last = time.perf_counter()
+
+    def __call__(self, stage: str) -> None:
+        """End `stage`."""
+        now = time.perf_counter()
+        self.took[stage] += now - self._last
+        self._last = now
+
+
+class OurWay:
+    """The stages of `workers/pipeline.py`, with a clock at each."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._network = bundle, Network(bundle, "cpu", bundle.digest)
+        self._lap: Callable[[str], None] = lambda stage: None
+        for name, stage in (("_before", "prepare"), ("_inferer", "network"), ("_after", "back")):
+            setattr(self._network, name, self._clocked(getattr(self._network, name), stage))
+
+    def read(self, folder: Path, out: Path, lap: Callable[[str], None]) -> Labels:
+        """Read the series in `folder` and write its SEG to `out`; return the label map as (slice, row, column)."""
+        self._lap = lap
+        files = sorted(folder.glob("*.dcm"))
+        [loaded] = load(files, 3)
+        lap("load")
+        found = segmentation(self._network.read(loaded), loaded, self._bundle)
+        lap("back")
+        reading = Reading(algorithm(self._bundle), clock.to_datetime(clock.now()), segmentations=(found,))
+        context = Context(files, key="0" * 64, results=("SEG",))
+        documents = evidence.build(reading, [loaded], context)
+        gate.check(documents, reading, [loaded], context)
+        for document in documents:
+            out.write_bytes(evidence.to_bytes(document))
+        lap("report")
+        return found.labels
+
+    def _clocked(self, step: Callable[..., Any], stage: str) -> Callable[..., Any]:
+        def run(*arguments: Any) -> Any:
+            answer = step(*arguments)
+            self._lap(stage)
+            return answer
+
+        return run
+
+
+def cases(names: Sequence[str], series: Path | None, folder: Path) -> list[Case]:
+    """Return the named cases; what they need is made below `folder`."""
+    made = []
+    if "hippocampus" in names:
+        crop = series or phantom(folder / "crop", "MR", CROP_SHAPE, CROP_SPACING_MM)
+        made.append(Case("hippocampus", load_bundle(SHIPPED / "hippocampus"), crop))
+    if "ct" in names:
+        made.append(Case("ct", windowed(folder / "ct_window"), phantom(folder / "ct", "CT", CT_SHAPE, CT_SPACING_MM)))
+    return made
+
+
+def phantom(folder: Path, modality: Any, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]) -> Path:
+    """Write a synthetic axial volume of `shape` (slice, row, column), one file per slice; return `folder`."""
+    folder.mkdir()
+    for number, ds in enumerate(volume("axial", modality, shape, spacing_mm)[0]):
+        ds.save_as(folder / f"{number:04}.dcm", enforce_file_format=True)
+    return folder
+
+
+def windowed(folder: Path) -> Bundle:
+    """Return the hippocampus bundle as organ bundles are: 1.5 mm, sliding window, labels back on the source grid."""
+    shutil.copytree(SHIPPED / "hippocampus", folder)
+    path = folder / "configs" / "inference.json"
+    config = json.loads(path.read_text())
+    for step in config["preprocessing"]["transforms"]:
+        if step["_target_"] == "Spacingd":
+            step["pixdim"] = [1.5, 1.5, 1.5]
+    config["inferer"] = {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96], "overlap": 0.25}
+    components = "KeepLargestConnectedComponentd"  # of an organ there may be two
+    after = config["postprocessing"]["transforms"]
+    config["postprocessing"]["transforms"] = [step for step in after if step["_target_"] != components]
+    path.write_text(json.dumps(config))
+    return load_bundle(folder)
+
+
+def measure(case: Case, rounds: int, scratch: Path) -> list[Pair]:
+    """Read the series `rounds` times in both ways, after one of each that does not count."""
+    ways = (UsualWay(case.bundle), OurWay(case.bundle))
+    pairs = []
+    for number in range(rounds + 1):
+        laps = (Laps(), Laps())
+        labels: list[Labels] = [np.empty(0, np.uint8)] * 2
+        for i in (0, 1) if number % 2 else (1, 0):
+            laps[i]("load")  # from here on
+            laps[i].took["load"] = 0.0
+            labels[i] = ways[i].read(case.series, scratch / f"{i}.dcm", laps[i])
+        pair = Pair(case.name, laps[0].took, laps[1].took, int((labels[0] != labels[1]).sum()), mean_dice(*labels))
+        if number:
+            pairs.append(pair)
+        print(f"{case.name}, round {number} of {rounds}", file=sys.stderr)
+    return pairs
+
+
+def mean_dice(usual: Labels, ours: Labels) -> float:
+    """Return the mean Dice over the labels that either has; 1 where both are empty."""
+    values = sorted(set(np.unique(usual)) | set(np.unique(ours)) - {0})
+    scores = [_dice(usual == value, ours == value) for value in values if value]
+    return statistics.fmean(scores) if scores else 1.0
+
+
+def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return 2 * float((one & other).sum()) / float(one.sum() + other.sum())
+
+
+def table(pairs: Sequence[Pair]) -> str:
+    """Return a Markdown table per case: medians of the seconds, and the median of the ratios round by round."""
+    return "\n\n".join(_table(name, [pair for pair in pairs if pair.case == name]) for name in _names(pairs))
+
+
+def _table(name: str, pairs: Sequence[Pair]) -> str:
+    lines = [f"| {name} | usual s | wetread s | ratio |", "|---|---|---|---|"]
+    for stage in (*STAGES, "all"):
+        usual, ours = ([_seconds(took, stage) for took in way] for way in _ways(pairs))
+        ratios = [u / max(o, 1e-9) for u, o in zip(usual, ours, strict=True)]
+        middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
+        cells = f"{statistics.median(usual):.3f} | {statistics.median(ours):.3f} | {middle:.2f} ({low:.2f}–{high:.2f})"
+        lines.append(f"| {stage} | {cells} |")
+    share = statistics.median(p.wetread_s["network"] / _seconds(p.wetread_s, "all") for p in pairs)
+    differing, dice = max(p.differing_voxels for p in pairs), min(p.mean_dice for p in pairs)
+    lines += ["", f"Differing voxels: {differing}; mean Dice {dice:.5f}; the network is {share:.0%} of our time."]
+    return "\n".join(lines)
+
+
+def _ways(pairs: Sequence[Pair]) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    return [pair.usual_s for pair in pairs], [pair.wetread_s for pair in pairs]
+
+
+def _seconds(took: dict[str, float], stage: str) -> float:
+    return sum(took.values()) if stage == "all" else took[stage]
+
+
+def _names(pairs: Sequence[Pair]) -> list[str]:
+    return list(dict.fromkeys(pair.case for pair in pairs))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.reading", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", choices=("hippocampus", "ct"), default=["hippocampus", "ct"])
+    parser.add_argument("--series", type=Path, help="folder with the Part 10 files of a hippocampus crop")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch; as many as it likes without")
+    parser.add_argument("--json", action="store_true", help="every round, as JSON")
+    asked = parser.parse_args(arguments)
+    if asked.threads:
+        torch.set_num_threads(asked.threads)
+    with tempfile.TemporaryDirectory(prefix="wetread-bench-") as made:
+        folder = Path(made)
+        pairs = [p for case in cases(asked.cases, asked.series, folder) for p in measure(case, asked.rounds, folder)]
+    print(json.dumps([asdict(pair) for pair in pairs], indent=1) if asked.json else table(pairs))
+
+
+if __name__ == "__main__":
+    main()

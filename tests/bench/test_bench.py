@@ -1,0 +1,41 @@
+"""The measuring scripts run, and find what must be so whatever the machine: everything stored, the same answer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.bench import ingest, reading
+
+
+@pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is absent (no storescu)")
+def test_receivers_are_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["--rounds", "1", "--megabytes", "2", "--sizes", "64", "--associations", "2", "--folder", str(tmp_path)]
+    ingest.main([*asked, "--receivers", "wetread", "dcmtk", "pynetdicom", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert [run["instances"] for run in told["runs"]] == [30] * 3
+    assert [line["receiver"] for line in told["summary"]] == ["wetread", "dcmtk", "pynetdicom"]
+    assert all(line["ratio"][0] > 0 for line in told["summary"])
+    assert told["summary"][0]["cpu_s_per_gb"][0] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    case = ingest.Case(64, 1)
+    seconds = {"wetread": (1.0, 2.0, 8.0), "dcmtk": (2.0, 4.0, 8.0)}
+    runs = [ingest.Run(name, case, i, 10, 100.0, s, 0.5) for name, of in seconds.items() for i, s in enumerate(of)]
+    ours, other = ingest.summarize(runs)
+    assert ours.ratio == (1.0, 1.0, 1.0)
+    assert other.ratio == (2.0, 1.0, 2.0)
+    assert other.megabytes_per_s == (25.0, 12.5, 50.0)
+    assert other.cpu_s_per_gb == (5.0, 5.0, 5.0)
+
+
+def test_both_ways_of_reading_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    reading.main(["--rounds", "1", "--cases", "hippocampus", "--json"])
+    [pair] = json.loads(capsys.readouterr().out)
+    assert (pair["differing_voxels"], pair["mean_dice"]) == (0, 1.0)
+    assert all(pair[way][stage] > 0 for way in ("usual_s", "wetread_s") for stage in reading.STAGES)
