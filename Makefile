@@ -10,10 +10,10 @@ SEED ?=
 DATA ?= ../shared/data/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint train pins clean
+.PHONY: help setup demo test chaos lint train pins bench-ingest bench-reading clean
 
 help: ## List what can be done
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Make .venv with .venv/bin/wetread; again only when the requirements changed
 
@@ -50,6 +50,12 @@ train: setup ## Train the shipped models again (DATA=dir with the training sets;
 
 pins: setup ## Pin the shipped models as they are now (models/trusted.toml), after any of their files has changed
 	$(VENV)/bin/wetread models trust --shipped
+
+bench-ingest: setup ## Measure how fast instances come in, beside DCMTK, Orthanc and pynetdicom (ARGS='--rounds 5 --json')
+	$(VENV)/bin/python -m tests.bench.ingest $(ARGS)
+
+bench-reading: setup ## Measure how fast a series is read, beside MONAI and highdicom as they come (ARGS='--rounds 3 --json')
+	$(VENV)/bin/python -m tests.bench.reading $(ARGS)
 
 clean: ## Remove what was made here: .venv, caches, the demo's folder
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

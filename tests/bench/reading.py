@@ -148,11 +148,11 @@ def windowed(folder: Path) -> Bundle:
     return load_bundle(folder)
 
 
-def measure(case: Case, rounds: int, scratch: Path) -> list[Pair]:
-    """Read the series `rounds` times in both ways, after one of each that does not count."""
+def measure(case: Case, rounds: int, warm_up: int, scratch: Path) -> list[Pair]:
+    """Read the series `rounds` times in both ways, after `warm_up` rounds that do not count."""
     ways = (UsualWay(case.bundle), OurWay(case.bundle))
     pairs = []
-    for number in range(rounds + 1):
+    for number in range(1 - warm_up, rounds + 1):
         laps = (Laps(), Laps())
         labels: list[Labels] = [np.empty(0, np.uint8)] * 2
         for i in (0, 1) if number % 2 else (1, 0):
@@ -160,7 +160,7 @@ def measure(case: Case, rounds: int, scratch: Path) -> list[Pair]:
             laps[i].took["load"] = 0.0
             labels[i] = ways[i].read(case.series, scratch / f"{i}.dcm", laps[i])
         pair = Pair(case.name, laps[0].took, laps[1].took, int((labels[0] != labels[1]).sum()), mean_dice(*labels))
-        if number:
+        if number > 0:
             pairs.append(pair)
         print(f"{case.name}, round {number} of {rounds}", file=sys.stderr)
     return pairs
@@ -212,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.reading", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
     parser.add_argument("--cases", nargs="+", choices=("hippocampus", "ct"), default=["hippocampus", "ct"])
     parser.add_argument("--series", type=Path, help="folder with the Part 10 files of a hippocampus crop")
     parser.add_argument("--threads", type=int, help="threads of PyTorch; as many as it likes without")
@@ -221,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory(prefix="wetread-bench-") as made:
         folder = Path(made)
-        pairs = [p for case in cases(asked.cases, asked.series, folder) for p in measure(case, asked.rounds, folder)]
+        made_cases = cases(asked.cases, asked.series, folder)
+        pairs = [pair for case in made_cases for pair in measure(case, asked.rounds, asked.warm_up, folder)]
     print(json.dumps([asdict(pair) for pair in pairs], indent=1) if asked.json else table(pairs))
 
 
