@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from node import uids
 from node.codes import Code
@@ -73,6 +73,19 @@ class FindingEntry(_Strict):
     calibrated: bool
 
 
+class ExplainEntry(_Strict):
+    """How a classification bundle is asked where it looked: Grad-CAM on one layer, or occlusion of any network."""
+
+    method: Literal["grad-cam", "occlusion"] = "grad-cam"
+    layer: str = ""
+
+    @model_validator(mode="after")
+    def _has_its_layer(self) -> ExplainEntry:
+        if (self.method == "grad-cam") != bool(self.layer):
+            raise ValueError('method "grad-cam" needs a layer of the network, and "occlusion" takes none')
+        return self
+
+
 class DicomConfig(_Strict):
     """`configs/dicom.toml`: which series the bundle reads and what its outputs mean."""
 
@@ -84,6 +97,13 @@ class DicomConfig(_Strict):
     prefer: dict[str, str | list[str]] = {}
     segment: list[SegmentEntry] = []
     finding: list[FindingEntry] = []
+    explain: ExplainEntry | None = None
+
+    @model_validator(mode="after")
+    def _explains_findings(self) -> DicomConfig:
+        if self.explain is not None and self.kind != "classification":
+            raise ValueError("[explain] is for classifications; a segmentation shows what it found by itself")
+        return self
 
 
 class Bundle(_Strict):
@@ -135,7 +155,8 @@ def load(folder: Path) -> Bundle:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{folder / 'configs' / 'dicom.toml'}: {key}: {first['msg']}") from None
+        place = f"{folder / 'configs' / 'dicom.toml'}: {key}".removesuffix(": ")
+        raise BundleError(f"{place}: {first['msg']}") from None
     if "version" not in metadata:
         raise BundleError(f"{folder / 'configs' / 'metadata.json'}: version: missing")
     return Bundle(

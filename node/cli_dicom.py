@@ -15,7 +15,7 @@ from node.errors import Permanent
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="DIR")
 @click.option("--model", required=True, metavar="NAME", help="A Model Bundle; `wetread models list` names them.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-@click.option("--results", default="SR,SEG,SC", show_default=True, help="Which objects to write.")
+@click.option("--results", default="SR,SEG,SC", show_default=True, help="Which objects to write; also SALIENCY.")
 @config_option
 @json_option
 def read(folder: Path, model: str, out: Path, results: str, config: Path | None, as_json: bool) -> None:
@@ -26,8 +26,10 @@ def read(folder: Path, model: str, out: Path, results: str, config: Path | None,
     from node.cli_read import read_folder
 
     kinds = tuple(kind.strip().upper() for kind in results.split(","))
-    if unknown := set(kinds) - {"SR", "SEG", "SC"}:
-        raise click.BadParameter(f"{', '.join(sorted(unknown))} is none of SR, SEG, SC", param_hint="--results")
+    if unknown := set(kinds) - {"SR", "SEG", "SC", "SALIENCY"}:
+        raise click.BadParameter(
+            f"{', '.join(sorted(unknown))} is none of SR, SEG, SC, SALIENCY", param_hint="--results"
+        )
     outcome = read_folder(folder, model, out, kinds, load_settings(config))
     if as_json:
         print_json(outcome)

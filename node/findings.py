@@ -56,11 +56,24 @@ class Algorithm:
     parameters: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """Where the image moved the network towards one finding; no outline of anything.
+
+    `values`: float32, (slice, row, column) on the source grid, 0..1; 1 is the strongest place, all 0 where nothing
+    spoke for the finding. `method`: how it was made, as people know it.
+    """
+
+    values: NDArray[np.float32]
+    method: str
+
+
 @dataclass(frozen=True)
 class Finding:
     """One evaluated class on one image: TID 1501.
 
     `probability` is in 0..1; it is a Probability (122157, DCM) only when `calibrated`, otherwise a score.
+    `saliency` is there where a route asked for it, the bundle has a way to make it, and the finding is present.
     """
 
     label: str
@@ -70,6 +83,7 @@ class Finding:
     threshold: float
     calibrated: bool
     source: Source
+    saliency: Saliency | None = None
 
     @property
     def present(self) -> bool:

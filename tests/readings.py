@@ -13,7 +13,7 @@ from pydicom import Dataset
 
 from node import codes, uids
 from node.codes import Code
-from node.findings import Algorithm, Finding, Measurement, Reading, Segment, Segmentation, Source, Volume
+from node.findings import Algorithm, Finding, Measurement, Reading, Saliency, Segment, Segmentation, Source, Volume
 from workers.report.context import Context
 
 STARTED = datetime(2026, 3, 4, 5, 6, 7, 890, tzinfo=UTC)
@@ -63,6 +63,14 @@ def finding(volume: Volume, label: str = "Abnormal chest radiograph", probabilit
     """A calibrated finding on the first image of `volume`."""
     kind = ABNORMAL if label == ABNORMAL.meaning else EFFUSION
     return Finding(label, kind, LUNG, probability, 0.5, calibrated=True, source=volume.sources[0])
+
+
+def explained(found: Finding, volume: Volume) -> Finding:
+    """The same finding with a map: strongest at two thirds of every axis, nothing in the first third."""
+    axes = [np.clip(np.linspace(-1, 2, size + 2)[1:-1], 0, None) for size in volume.pixels.shape]
+    slopes = [np.where(axis <= 1, axis, 2 - axis) for axis in axes]
+    values = np.einsum("i,j,k->ijk", *slopes)
+    return replace(found, saliency=Saliency((values / values.max()).astype(np.float32), "Grad-CAM"))
 
 
 def parts(mask: NDArray[np.uint8], volume: Volume) -> Segmentation:

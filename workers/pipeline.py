@@ -49,7 +49,7 @@ class Request:
     files: tuple[str, ...]
     bundle: str
     digest: str
-    results: tuple[Literal["SR", "SEG", "SC"], ...]
+    results: tuple[Literal["SR", "SEG", "SC", "SALIENCY"], ...]
     out: str
     device: str
     key: str
@@ -163,6 +163,11 @@ def _stages(
     laps.end("load_s")
     reading = predict(network, volumes, bundle, started)
     laps.end("predict_s")
+    if "SALIENCY" in request.results:
+        from workers.predict.explain import explain
+
+        reading = explain(network, volumes, bundle, reading)
+        laps.end("explain_s")
     documents = evidence.build(reading, volumes, context)
     gate.check(documents, reading, volumes, context)
     laps.end("report_s")

@@ -183,6 +183,34 @@ def classifier(folder: Path, **changes: Any) -> Bundle:
     return _bundle(folder, "classification", 2, entry, config, state)
 
 
+LAYER = '[explain]\nlayer = "1"\n'
+SQUARE = (slice(70, 90), slice(20, 35))
+"""Rows and columns of the one bright thing on a film of 96 × 64: off the middle along both axes."""
+SPOT = np.zeros((96, 64), np.uint16)
+SPOT[SQUARE] = 4000
+
+
+def bright_spot(folder: Path, explains: str) -> Bundle:
+    """A classifier with a convolution (layer 1 is its ReLU) on 32 × 32 pixels: present where any part is bright."""
+    network = (
+        "$torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3, padding=1), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), "
+        "torch.nn.Flatten(), torch.nn.Linear(1, 1))"
+    )
+    steps = [
+        {"_target_": "LoadImaged", "keys": "image"},
+        {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        {"_target_": "ScaleIntensityd", "keys": "image"},
+        {"_target_": "Resized", "keys": "image", "spatial_size": [32, 32], "mode": "bilinear"},
+    ]
+    classifier(folder, network_def=network, preprocessing={"_target_": "Compose", "transforms": steps})
+    state = {"0.weight": torch.full((1, 1, 3, 3), 1 / 9), "0.bias": torch.tensor([-0.5])}
+    state |= {"4.weight": torch.tensor([[200.0]]), "4.bias": torch.tensor([-1.0])}
+    torch.save(state, folder / "models" / "model.pt")
+    with (folder / "configs" / "dicom.toml").open("a") as file:
+        file.write(explains)
+    return bundles.load(folder)
+
+
 def _bundle(
     folder: Path, kind: str, dimensions: int, entries: str, config: dict[str, Any], state: dict[str, torch.Tensor]
 ) -> Bundle:

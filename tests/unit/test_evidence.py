@@ -101,6 +101,22 @@ def test_only_what_the_route_asks_for_is_made(volume: Inputs, wanted: tuple[str,
     assert kinds(documents) == made
 
 
+@pytest.mark.parametrize(("wanted", "made"), [(("SC", "SR"), ["SC", "SR"]), (("SALIENCY", "SR"), ["SALIENCY", "SR"])])
+def test_a_saliency_map_is_made_where_it_was_asked_for(film: Inputs, wanted: tuple[str, ...], made: list[str]) -> None:
+    reading, volumes, context = film
+    present, absent = reading.findings
+    looked = replace(reading, findings=(readings.explained(present, volumes[0]), absent))
+    asked = replace(context, results=wanted)
+    documents = evidence.build(looked, volumes, asked)
+    gate.check(documents, looked, volumes, asked)
+    assert kinds(documents) == made
+    report = documents[-1].dataset.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+    assert documents[0].series_instance_uid in {series.SeriesInstanceUID for series in report}
+    assert [evidence.to_bytes(d) for d in documents] == [
+        evidence.to_bytes(d) for d in evidence.build(looked, volumes, asked)
+    ]
+
+
 def test_nothing_found_is_said_and_not_painted(volume: Inputs) -> None:
     reading, volumes, context = volume
     empty = replace(reading, segmentations=(readings.absent(reading.segmentations[0]),))

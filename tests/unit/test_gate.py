@@ -43,8 +43,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Set:
     for ds in slices:
         ds.TimezoneOffsetFromUTC, ds.LossyImageCompression = "+0100", "01"
     volume = readings.volume_of(slices, (2.5, 1.2, 0.9))
-    context = readings.context(readings.written(slices, folder))
-    found = (readings.finding(volume), readings.finding(volume, "Pleural effusion", 0.01))
+    context = readings.context(readings.written(slices, folder), results=("SR", "SEG", "SC", "SALIENCY"))
+    found = (readings.explained(readings.finding(volume), volume), readings.finding(volume, "Pleural effusion", 0.01))
     reading = replace(readings.volume_reading(volume, mask), findings=found)
     return Set(reading, [volume], context, evidence.build(reading, [volume], context))
 
@@ -95,6 +95,13 @@ def _drop_drawings(s: Set) -> None:
             del item.ContentSequence
 
 
+def _leave_the_range(s: Set) -> None:
+    first, *others = s.reading.findings
+    assert first.saliency is not None
+    beyond = replace(first, saliency=replace(first.saliency, values=first.saliency.values * 2))
+    s.reading = replace(s.reading, findings=(beyond, *others))
+
+
 def _unknown_code(s: Set) -> None:
     s["SEG"].SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning = "Hippo campus"
 
@@ -127,6 +134,9 @@ BROKEN: dict[str, tuple[str, Callable[[Set], object]]] = {
     "an undeclared scheme": ("11-12", lambda s: delattr(s["SR"], "CodingSchemeIdentificationSequence")),
     "hidden compression": ("32", lambda s: setattr(s["SEG"], "LossyImageCompression", "00")),
     "a capture that hides its text": ("SC", lambda s: setattr(s["SC"], "BurnedInAnnotation", "NO")),
+    "a map too few": ("SALIENCY", lambda s: _without_predicate(s, "SALIENCY")),
+    "a map that leaves its range": ("SALIENCY", _leave_the_range),
+    "a map that hides its text": ("SC", lambda s: setattr(s["SALIENCY"], "BurnedInAnnotation", "NO")),
     "a label map": ("20", lambda s: setattr(s["SEG"], "SegmentationType", "LABELMAP")),
     "a SEG too few": ("30a", lambda s: _without_predicate(s, "SEG")),
     "a changed voxel": ("23", _flip_pixels),

@@ -16,7 +16,7 @@ from node.bundles import load as load_bundle
 from node.clock import to_datetime
 from node.codes import AREA, PIXELS, Code
 from node.findings import Algorithm, Finding, Measurement, Reading, Segment, Segmentation, Source
-from tests.unit.phantom import body, save, segmenter, stack
+from tests.unit.phantom import LAYER, SPOT, body, bright_spot, film, save, segmenter, stack
 from workers import pipeline
 from workers.pipeline import Outcome, Request, read, summary
 
@@ -65,6 +65,21 @@ def test_the_same_request_gives_the_same_bytes(asked: Request, tmp_path: Path) -
     assert [d["sop_instance_uid"] for d in one.documents] == [d["sop_instance_uid"] for d in two.documents]
     for first, second in zip(one.documents, two.documents, strict=True):
         assert Path(first["file"]).read_bytes() == Path(second["file"]).read_bytes()
+
+
+def test_a_saliency_map_is_made_only_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, files = bright_spot(tmp_path / "phantom", LAYER), save([film(SPOT)], tmp_path / "in")
+    asked = request(bundle, files, tmp_path / "map", results=("SALIENCY", "SR"))
+    outcome = read(asked)
+    assert [document["kind"] for document in outcome.documents] == ["SALIENCY", "SR"]
+    assert outcome.figures["explain_s"] > 0
+    again = read(dataclasses.replace(asked, out=str(tmp_path / "again")))
+    for one, two in zip(outcome.documents, again.documents, strict=True):
+        assert Path(one["file"]).read_bytes() == Path(two["file"]).read_bytes()
+    monkeypatch.setattr("workers.predict.explain.explain", None)
+    plain = read(request(bundle, files, tmp_path / "plain"))
+    assert {document["kind"] for document in plain.documents} == {"SR", "SC"}
+    assert "explain_s" not in plain.figures
 
 
 def test_unsuitable_input_is_an_outcome_and_leaves_no_file(asked: Request, tmp_path: Path) -> None:

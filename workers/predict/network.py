@@ -6,7 +6,8 @@ else runs as the bundle says. `$` expressions are code, so a bundle runs only wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
+from monai.transforms.post.dictionary import Invertd
 from numpy.typing import NDArray
 
 from node.bundles import Bundle
@@ -28,6 +30,9 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = ("LoadImage", "LoadImaged", "LoadImageD", "LoadImageDict")
 _WRITERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
 _NEEDED = ("inferer", "preprocessing", "postprocessing")
+
+Draw = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
+"""(network, input (1, channel, column, row[, slice])) → maps on the input's grid, (maps, column, row[, slice])."""
 
 
 class Network:
@@ -67,15 +72,34 @@ class Network:
         network answers with anything but finite numbers, or its transforms fail. `shapes` then says what went through.
         """
         self.shapes = {"source": volume.pixels.shape}
-        with torch.inference_mode(), self._scripts:
+        with torch.inference_mode(), self._at_work(volume):
+            case = self._before({"image": to_image(volume)})
+            self.shapes["network_input"] = (1, *case["image"].shape)
+            answer = self._inferer(case["image"].as_tensor()[None].to(self._device), self._network)
+            case["pred"] = self._require_finite(answer)[0]
+            self.shapes["network_output"] = tuple(answer.shape)
+            answer = self._after(case)["pred"]
+            self.shapes["answer"] = tuple(answer.shape)
+        return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
+
+    def draw(self, volume: Volume, draw: Draw) -> NDArray[np.float32]:
+        """Return the maps that `draw` makes of the network's input, brought back to the grid of `volume`.
+
+        (maps, column, row[, slice]). What the preprocessing cut away is 0. Raises as `read` does.
+        """
+        with torch.no_grad(), self._at_work(volume):
+            case = self._before({"image": to_image(volume)})
+            maps = draw(self._network, case["image"].as_tensor()[None].to(self._device))
+            case["pred"] = self._require_finite(maps)
+            back = Invertd(keys="pred", transform=self._before, orig_keys="image", nearest_interp=False)
+            return np.asarray(back(case)["pred"], np.float32)
+
+    @contextmanager
+    def _at_work(self, volume: Volume) -> Iterator[None]:
+        """The bundle's own code runs here; what it raises is told in words, with the object and the device."""
+        with self._scripts:
             try:
-                case = self._before({"image": to_image(volume)})
-                self.shapes["network_input"] = (1, *case["image"].shape)
-                answer = self._inferer(case["image"].as_tensor()[None].to(self._device), self._network)
-                case["pred"] = self._require_finite(answer)[0]
-                self.shapes["network_output"] = tuple(answer.shape)
-                answer = self._after(case)["pred"]
-                self.shapes["answer"] = tuple(answer.shape)
+                yield
             except (Permanent, MemoryError):
                 raise
             except (torch.OutOfMemoryError, torch.AcceleratorError) as error:
@@ -83,7 +107,6 @@ class Network:
                 raise Transient(f"{self._title} could not run on {self._device}: {told}") from error
             except Exception as error:  # a bundle's transforms are its author's code
                 raise Permanent(self._explain(error, volume)) from error
-        return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
 
     @property
     def peak_device_mb(self) -> int:

@@ -24,7 +24,7 @@ class Case:
     headers: tuple[Dataset, ...]
 
     def of_kind(self, kind: str) -> list[Dataset]:
-        """Return the Data Sets of one kind: SR, SEG or SC."""
+        """Return the Data Sets of one kind: SR, SEG, SC or SALIENCY."""
         return [document.dataset for document in self.documents if document.kind == kind]
 
     @cached_property

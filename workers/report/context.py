@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydicom import Dataset
 
-ResultKind = Literal["SR", "SEG", "SC"]
+ResultKind = Literal["SR", "SEG", "SC", "SALIENCY"]
 SegType = Literal["auto", "binary", "fractional"]
 
 MANUFACTURER = "wetread"
@@ -60,7 +60,7 @@ class Context:
 
 @dataclass(frozen=True)
 class EvidenceDocument:
-    """One object we created: `kind` SR, SEG or SC, and the whole Data Set with its File Meta Information."""
+    """One object we created: the whole Data Set with its File Meta Information; SALIENCY is a Secondary Capture too."""
 
     kind: ResultKind
     dataset: Dataset

@@ -1,4 +1,4 @@
-"""Stage 6: one reading becomes its Evidence Documents: SEG, SC, and the SR that is the way into all of them."""
+"""Stage 6: one reading becomes its Evidence Documents: SEG, pictures, and the SR that is the way into all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from node.errors import NonConformant
 from node.findings import Reading, Segmentation, Volume
-from workers.report import sc, seg, sources, sr
+from workers.report import saliency, sc, seg, sources, sr
 from workers.report.context import Context, EvidenceDocument, NodeIdentity, ResultKind
 from workers.report.run import Run
 
@@ -16,11 +16,12 @@ __all__ = ["Context", "EvidenceDocument", "NodeIdentity", "ResultKind", "build",
 
 
 def build(reading: Reading, volumes: Sequence[Volume], context: Context) -> list[EvidenceDocument]:
-    """Return the Evidence Documents of `reading`: SEGs, key images, and at last one SR, as `context.results` asks.
+    """Return the Evidence Documents of `reading`: SEGs, pictures, and at last one SR, as `context.results` asks.
 
     `volumes` are what was read; `reading`'s label maps lie on their grids. There is no SEG of a segmentation in
-    which nothing was found. The same arguments give the same bytes. Raises `Unsuitable` where the images
-    do not say where a SEG would lie, `NonConformant` where an object cannot be built for another reason.
+    which nothing was found, and no saliency map of a finding that has none. The same arguments give the same bytes.
+    Raises `Unsuitable` where the images do not say where a SEG would lie, `NonConformant` where an object cannot be
+    built for another reason.
     """
     run = Run(reading, context, sources.read_headers(context.sources))
     try:
@@ -43,10 +44,12 @@ def _documents(run: Run, volumes: Sequence[Volume]) -> list[EvidenceDocument]:
             for i, s in enumerate(reading.segmentations)
         ]
         captures = [sc.build(run, volume, i) for i, volume in enumerate(volumes)] if "SC" in wanted else []
+        maps = saliency.build(run, volumes) if "SALIENCY" in wanted else []
         documents = [EvidenceDocument("SEG", ds) for ds in segs if ds is not None]
         documents += [EvidenceDocument("SC", ds) for ds in captures]
+        documents += [EvidenceDocument("SALIENCY", ds) for ds in maps]
         if "SR" in wanted:
-            documents.append(EvidenceDocument("SR", sr.build(run, volumes, segs, captures)))
+            documents.append(EvidenceDocument("SR", sr.build(run, volumes, segs, [*captures, *maps])))
     return documents
 
 

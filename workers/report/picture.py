@@ -1,4 +1,7 @@
-"""The key image as a picture: gray film, colored outlines, and below it a panel that a person can read. Pillow only."""
+"""The key image as a picture: gray film, outlines or a map in color, and below it a panel that a person can read.
+
+Pillow only.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from workers.report import outline
+from workers.report import heat, outline
 
 Pixels = NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
@@ -38,6 +41,14 @@ class Line:
     solid: bool = True
 
 
+@dataclass(frozen=True)
+class Heat:
+    """A map to lay over the image: (row, column) values in 0..1, and what the key to its colors says."""
+
+    values: NDArray[np.float32]
+    key: str
+
+
 def window(pixels: NDArray[np.float32]) -> tuple[float, float]:
     """Return the gray values shown as black and white: almost the whole range, without the outliers."""
     low, high = np.percentile(pixels[np.isfinite(pixels)], (0.5, 99.5))
@@ -53,14 +64,17 @@ def render(
     notice: str,
     caption: str,
     lines: Sequence[Line],
+    heat_map: Heat | None = None,
 ) -> Pixels:
     """Return the picture as (row, column, 3) uint8.
 
     `pixels`: one slice, (row, column); `pixel_aspect`: row spacing over column spacing, so that circles stay round.
     """
     film = _film(pixels, pixel_aspect, window)
+    if heat_map is not None:
+        film = heat.over(film, heat_map.values)
     film = _outlined(film, masks, pixels.shape)
-    panel = _panel(max(film.width, NARROWEST), notice, caption, lines)
+    panel = _panel(max(film.width, NARROWEST), notice, caption, lines, heat_map.key if heat_map else "")
     picture = Image.new("RGB", (panel.width, film.height + panel.height), "black")
     picture.paste(film, ((panel.width - film.width) // 2, 0))
     picture.paste(panel, (0, film.height))
@@ -92,11 +106,12 @@ def _outlined(film: Image.Image, masks: Sequence[Mask], shape: tuple[int, ...]) 
     return large.resize(film.size, Image.Resampling.LANCZOS)
 
 
-def _panel(width: int, notice: str, caption: str, lines: Sequence[Line]) -> Image.Image:
-    """The text below the image: notice and model first, then one line per finding or segment."""
+def _panel(width: int, notice: str, caption: str, lines: Sequence[Line], key: str) -> Image.Image:
+    """The text below the image: notice and model first, one line per finding or segment, the key to the colors."""
     size = max(width // 36, 18)
     pad, step = size, round(size * 1.6)
-    panel = Image.new("RGB", (width, 2 * pad + step * (2 + len(lines)) + pad // 2), _PANEL)
+    rows = 2 + len(lines) + bool(key)
+    panel = Image.new("RGB", (width, 2 * pad + step * rows + pad // 2), _PANEL)
     draw = ImageDraw.Draw(panel)
     draw.rectangle((0, 0, width, max(size // 8, 2)), fill=_AMBER)
     draw.text((pad, pad), notice, font=_font(round(size * 1.15)), fill=_AMBER)
@@ -108,7 +123,21 @@ def _panel(width: int, notice: str, caption: str, lines: Sequence[Line]) -> Imag
     )
     for number, line in enumerate(lines):
         _line(draw, line, (pad, pad + pad // 2 + step * (2 + number)), size, width)
+    if key:
+        _key(panel, key, (pad, pad + pad // 2 + step * (rows - 1)), size)
     return panel
+
+
+def _key(panel: Image.Image, text: str, at: tuple[int, int], size: int) -> None:
+    """What the colors mean: words on the left, from weak to strong on the right."""
+    (x, y), font, draw = at, _font(round(size * 0.8)), ImageDraw.Draw(panel)
+    end, length = panel.width - x, panel.width // 4
+    strong, weak = (draw.textlength(f" {word} ", font=font) for word in ("strong", "weak"))
+    start = round(end - strong - length)
+    panel.paste(heat.bar(length, round(size * 0.8)), (start, y + size // 5))
+    draw.text((start - weak, y), " weak ", font=font, fill=_FAINT)
+    draw.text((start + length, y), " strong ", font=font, fill=_FAINT)
+    draw.text((x, y), _fitted(text, font, start - weak - x), font=font, fill=_FAINT)
 
 
 def _line(draw: ImageDraw.ImageDraw, line: Line, at: tuple[int, int], size: int, width: int) -> None:

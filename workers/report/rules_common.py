@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import numpy as np
 from pydicom import Dataset
 
 from node import codes, uids
@@ -100,9 +101,21 @@ def _lossy(case: Case) -> Iterator[str]:
 
 
 def _capture(case: Case) -> Iterator[str]:
-    for ds in case.of_kind("SC"):
+    for ds in (*case.of_kind("SC"), *case.of_kind("SALIENCY")):
         if ds.get("BurnedInAnnotation") != "YES" or not ds.get("SourceImageSequence"):
-            yield "the key image does not say that text is burned in, or of which image it is"
+            yield "a key image does not say that text is burned in, or of which image it is"
+
+
+def _saliency(case: Case) -> Iterator[str]:
+    drawn = [finding for finding in case.reading.findings if finding.saliency is not None]
+    wanted, made = len(drawn) if "SALIENCY" in case.context.results else 0, len(case.of_kind("SALIENCY"))
+    if made != wanted:
+        yield f"there are {made} saliency maps of {wanted}"
+    for finding in drawn:
+        values = finding.saliency.values if finding.saliency else np.empty(0)
+        grid = next(volume.pixels.shape for volume in case.volumes if finding.source in volume.sources)
+        if values.shape != grid or not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            yield f"the saliency map of {finding.label} is not in 0..1 on the grid of its image"
 
 
 def _our_codes(case: Case) -> Iterator[str]:
@@ -168,4 +181,5 @@ RULES = (
     Rule("11-12", "every code is in the table, every private scheme declared", _our_codes),
     Rule("32", "lossy compression of a source is passed on", _lossy),
     Rule("SC", "a key image says what it is", _capture),
+    Rule("SALIENCY", "a saliency map lies on its image, and each that was asked for is there", _saliency),
 )

@@ -17,8 +17,13 @@ from node.findings import Reading, Source, Volume
 from workers.report import sources
 from workers.report.context import MANUFACTURER, Context, ResultKind
 
-_SERIES_OFFSET: dict[ResultKind, int] = {"SEG": 1, "SR": 2, "SC": 4}
-_SERIES_TITLE: dict[ResultKind, str] = {"SEG": "SEG", "SR": "SR", "SC": "key image"}
+_SERIES_OFFSET: dict[ResultKind, int] = {"SEG": 1, "SR": 2, "SC": 4, "SALIENCY": 5}
+_SERIES_TITLE: dict[ResultKind, str] = {
+    "SEG": "SEG",
+    "SR": "SR",
+    "SC": "key image",
+    "SALIENCY": "saliency map",
+}
 _KNOWN_BASE, _UNKNOWN_BASE = 9000, 900_000
 """First series number of ours; the second where nobody told us the other series of the study."""
 
@@ -128,7 +133,7 @@ def uses_private_codes(ds: Dataset) -> bool:
 
 
 def _series_and_instance(ds: Dataset, run: Run, kind: ResultKind, ordinal: int) -> None:
-    shared_series = kind == "SC"  # captures of several films are pages of one series
+    shared_series = kind in ("SC", "SALIENCY")  # captures of several films are pages of one series
     ds.SOPInstanceUID = run.uid(kind, ordinal, "instance")
     ds.SeriesInstanceUID = run.uid(kind, 0 if shared_series else ordinal, "series")
     ds.SeriesNumber = run.series_number(kind)

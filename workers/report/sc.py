@@ -33,17 +33,22 @@ def build(run: Run, volume: Volume, ordinal: int) -> Dataset:
     findings = [finding for finding in run.reading.findings if finding.source in volume.sources]
     segmentation = next((s for s in run.reading.segmentations if s.sources[0] in volume.sources), None)
     k = _slice_to_show(volume, segmentation, findings)
-    lines = (*map(_finding_line, findings), *_segment_lines(segmentation))
+    lines = (*map(finding_line, findings), *_segment_lines(segmentation))
     rendered = picture.render(
         pixels=volume.pixels[k],
-        pixel_aspect=volume.spacing_mm[1] / volume.spacing_mm[2] if volume.spacing_mm else 1.0,
+        pixel_aspect=pixel_aspect(volume),
         window=picture.window(volume.pixels),
         masks=list(_masks(segmentation, volume.sources[k])),
         notice=NOTICE,
-        caption=_caption(run, volume, k),
+        caption=caption(run, volume, k),
         lines=lines,
     )
-    return finish(_dataset(run, volume.sources[k], rendered), run, "SC", ordinal)
+    return finish(capture(run, volume.sources[k], rendered, "Key image with AI findings drawn in."), run, "SC", ordinal)
+
+
+def pixel_aspect(volume: Volume) -> float:
+    """Return row spacing over column spacing, 1 where millimeters are not calibrated."""
+    return volume.spacing_mm[1] / volume.spacing_mm[2] if volume.spacing_mm else 1.0
 
 
 def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: Sequence[Finding]) -> int:
@@ -52,7 +57,8 @@ def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: 
     return volume.sources.index(findings[0].source) if findings else len(volume.sources) // 2
 
 
-def _caption(run: Run, volume: Volume, k: int) -> str:
+def caption(run: Run, volume: Volume, k: int) -> str:
+    """Return the line that names the model and, of several images, which one this is."""
     algorithm = run.reading.algorithm
     return f"{algorithm.name} {algorithm.version}  ·  unverified{_which_image(run, volume, k)}"
 
@@ -68,7 +74,8 @@ def _which_image(run: Run, volume: Volume, k: int) -> str:
     return f"  ·  image {number}" if number is not None else ""
 
 
-def _finding_line(finding: Finding) -> Line:
+def finding_line(finding: Finding) -> Line:
+    """Return the line of the panel that tells a finding, its probability and its threshold."""
     noun = "probability" if finding.calibrated else "score"
     values = f"{groups.percent(finding.probability):g} % {noun}, threshold {100 * finding.threshold:.3g} %"
     return Line(_FINDING if finding.present else _ABSENT, finding.label, values, solid=finding.present)
@@ -97,14 +104,14 @@ def _masks(segmentation: Segmentation | None, source: Source) -> Iterator[pictur
             yield picture.Mask(labels == segment.value, segment.color)
 
 
-def _dataset(run: Run, source: Source, rgb: picture.Pixels) -> Dataset:
-    """The SC Image IOD around `rgb`, (row, column, 3) uint8; no spacing, because the picture was scaled."""
+def capture(run: Run, source: Source, rgb: picture.Pixels, description: str) -> Dataset:
+    """Return the SC Image IOD around `rgb`, (row, column, 3) uint8; no spacing, because the picture was scaled."""
     header = run.header(source)
     ds = Dataset()
     ds.SOPClassUID, ds.Modality, ds.ConversionType = SECONDARY_CAPTURE, "OT", "DI"
     ds.ImageType = ["DERIVED", "SECONDARY"]
     ds.BurnedInAnnotation = "YES"
-    ds.DerivationDescription = f"Key image with AI findings drawn in. {NOTICE}."
+    ds.DerivationDescription = f"{description} {NOTICE}."
     ds.SourceImageSequence = [_source_image(header, source)]
     ds.LossyImageCompression = "01" if run.is_lossy else "00"
     if header.get("BodyPartExamined"):
