@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from node.errors import WetreadError
+from node.errors import Permanent, WetreadError
 
 if TYPE_CHECKING:
-    from node.settings import Destination, Routes, Settings
+    from node.settings import Destination, Route, Routes, Settings
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,8 @@ def _attempts(settings: Settings, routes: Routes, echo: bool) -> Iterator[tuple[
     yield "web port", lambda: _web(settings)
     for name in sorted({model for route in routes.route for model in route.models}):
         yield f"model {name}", lambda name=name: _model(name, settings)  # type: ignore[misc]
+    for route in (route for route in routes.route if "SALIENCY" in route.results):
+        yield f"route {route.name}", lambda r=route: _saliency(r, settings)  # type: ignore[misc]
     for name, destination in settings.destination.items() if echo else ():
         yield f"destination {name}", lambda d=destination: _echo(d, settings)  # type: ignore[misc]
 
@@ -114,6 +116,18 @@ def _model(name: str, settings: Settings) -> str:
     from node.cli_bundle import check_bundle, find
 
     return check_bundle(trust.require(find(name, settings), settings))
+
+
+def _saliency(route: Route, settings: Settings) -> str:
+    from node.cli_bundle import find
+
+    able = [name for name in route.models if find(name, settings).dicom.explain is not None]
+    if not able:
+        raise Permanent(
+            f'The route "{route.name}" asks for SALIENCY, and none of its models has [explain] in its dicom.toml: no '
+            "map would ever be sent. Add [explain] to one, or remove SALIENCY."
+        )
+    return f"saliency maps of {', '.join(able)}"
 
 
 def _echo(destination: Destination, settings: Settings) -> str:

@@ -87,7 +87,7 @@ def _request(bundle: Bundle, first: Dataset, files: tuple[str, ...], scratch: Pa
         files=files,
         bundle=str(bundle.folder),
         digest=bundle.digest,
-        results=("SR", "SEG", "SC"),
+        results=("SR", "SEG", "SC", "SALIENCY"),
         out=str(scratch / "out"),
         device=settings.worker.device,
         key="0" * 64,
@@ -103,7 +103,8 @@ def _describe(datasets: list[Dataset]) -> str:
 def _figures(cold: Any, warm: Any) -> dict[str, Any]:
     if warm.kind == "unsuitable":
         return {"says": warm.reason}
-    took = {key: warm.figures[key] for key in ("load_s", "predict_s", "report_s")}
+    parts = ("load_s", "predict_s", "explain_s", "report_s")
+    took = {key: warm.figures[key] for key in parts if key in warm.figures}
     shapes = {key: "×".join(map(str, shape)) for key, shape in warm.figures["shapes"].items()}
     return {
         "ready_s": cold.figures["ready_s"],

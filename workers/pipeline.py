@@ -163,7 +163,7 @@ def _stages(
     laps.end("load_s")
     reading = predict(network, volumes, bundle, started)
     laps.end("predict_s")
-    if "SALIENCY" in request.results:
+    if "SALIENCY" in request.results and bundle.dicom.explain is not None:
         from workers.predict.explain import explain
 
         reading = explain(network, volumes, bundle, reading)

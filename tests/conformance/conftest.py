@@ -51,7 +51,7 @@ def _phantom_film(size: int) -> Callable[[Path, Path], Inputs]:
     def make(_data: Path, folder: Path) -> Inputs:
         ds, _ = phantoms.chest_film(size=size)
         volume = readings.film_of(ds, (1.0, *map(float, ds.PixelSpacing)) if "PixelSpacing" in ds else None)
-        return readings.written([ds], folder), [volume], readings.film_reading(volume)
+        return readings.written([ds], folder), [volume], _together([volume])
 
     return make
 
@@ -68,7 +68,11 @@ def _two_films(_data: Path, folder: Path) -> Inputs:
 
 def _together(volumes: list[Volume]) -> Reading:
     each = [readings.film_reading(volume) for volume in volumes]
-    findings = tuple(finding for reading in each for finding in reading.findings)
+    findings = tuple(
+        readings.explained(finding, volume) if finding.present else finding
+        for volume, reading in zip(volumes, each, strict=True)
+        for finding in reading.findings
+    )
     segmentations = tuple(s for reading in each for s in reading.segmentations)
     return Reading(each[0].algorithm, each[0].started, findings, segmentations)
 
@@ -145,7 +149,7 @@ def filed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = Path() if name in _SYNTHETIC else request.getfixturevalue("shared_data")
     folder = tmp_path_factory.mktemp(name)
     sources, volumes, reading = CASES[name](data, folder / "sources")
-    context = readings.context(sources)
+    context = readings.context(sources, results=("SR", "SEG", "SC", "SALIENCY"))
     documents = evidence.build(reading, volumes, context)
     files = []
     for number, document in enumerate(documents):

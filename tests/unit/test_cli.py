@@ -18,6 +18,7 @@ from node.store import deliveries, jobs, studies
 from node.store.db import Database
 from node.store.jobs import Document, NewJob
 from node.store.studies import Received
+from tests.unit.phantom import LAYER, bright_spot
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = "1.2.826.0.1.3680043.8.498.7"
@@ -204,6 +205,23 @@ def test_check_names_what_works_and_what_does_not(config: Path, run: object, tmp
     bad = {line["what"] for line in json.loads(out) if not line["ok"]}
     assert bad == {"spool", "DICOM port", "destination pacs"}
     assert "3 of" in err
+
+
+def test_check_finds_a_route_that_would_never_get_its_saliency_map(config: Path, run: object, tmp_path: Path) -> None:
+    bright_spot(tmp_path / "bundles" / "looks", LAYER)
+    config.write_text(
+        f'[node]\nport = 0\n[web]\nport = 0\n[worker]\nmodels = "{tmp_path / "bundles"}"\n'
+        '[destination.pacs]\nhost = "127.0.0.1"\nport = 1\nae_title = "PACS"\n'
+    )
+    found = {}
+    for model in ("looks", "lung_fields"):
+        route = f'[[route]]\nname = "maps"\nmodels = ["{model}"]\nsend_to = ["pacs"]\nresults = ["SALIENCY"]\n'
+        config.with_name("routes.toml").write_text(route)
+        _, out, _ = run("check", "--json", "--no-echo", "--config", config)  # type: ignore[operator]
+        found[model] = next(line for line in json.loads(out) if line["what"] == "route maps")
+    assert (found["looks"]["ok"], found["looks"]["message"]) == (True, "saliency maps of looks")
+    assert not found["lung_fields"]["ok"]
+    assert "none of its models has [explain]" in found["lung_fields"]["message"]
 
 
 def test_config_init_writes_what_loads_and_never_over_a_file(tmp_path: Path, run: object) -> None:

@@ -10,7 +10,7 @@ from node import cli, dryrun, trust
 from node.bundles import Bundle
 from node.errors import Permanent
 from node.settings import Settings
-from tests.unit.phantom import classifier, segmenter
+from tests.unit.phantom import LAYER, bright_spot, classifier, segmenter
 
 SETTINGS = Settings.model_validate({"worker": {"device": "cpu"}})
 
@@ -30,6 +30,12 @@ def test_a_film_is_read(tmp_path: Path) -> None:
     said = dryrun.dry_run(classifier(tmp_path / "phantom"), SETTINGS)
     assert (said["phantom"], said["network_output"], said["answer"]) == ("DX, 1×512×512", "1×1", "1")
     assert said["says"].startswith("Bright: ")
+
+
+def test_what_explains_itself_does_so(tmp_path: Path) -> None:
+    said = dryrun.dry_run(bright_spot(tmp_path / "phantom", LAYER), SETTINGS)
+    assert said["would_write"] == "SALIENCY, SC, SR"
+    assert said["explain_s"] > 0
 
 
 def conditioned(bundle: Bundle, **series: Any) -> Bundle:

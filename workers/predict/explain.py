@@ -80,7 +80,7 @@ def _grad_cam(module: torch.nn.Module, image: torch.Tensor, layer: str, outputs:
     if layer not in names:
         known = ", ".join(name for name in names if "." not in name)
         raise BundleError(f'[explain] of dicom.toml names the layer "{layer}"; the network has none; it has {known}.')
-    with torch.enable_grad():  # type: ignore[no-untyped-call]
+    with torch.enable_grad():
         camera = GradCAM(copy.deepcopy(module), layer, postprocessing=lambda values: values)
         return torch.cat([camera(image, class_idx=output)[0].detach() for output in outputs])
 
@@ -93,7 +93,7 @@ def _occlusion(module: torch.nn.Module, image: torch.Tensor, layer: str, outputs
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Using a non-tuple sequence", UserWarning)  # MONAI's own way to index
-        occluded = probe(image)[0].as_tensor()[0]
+        occluded = torch.as_tensor(probe(image)[0])[0]
     whole = module(image)[0]
     falls = [whole[output] - occluded[output] for output in outputs]
     return torch.stack(falls)

@@ -52,7 +52,7 @@ def srgb(oklab: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, 3) Oklab → (n, 3) sRGB; within 0..1 where the screen can show the color."""
     linear = (oklab @ _TO_LMS.T) ** 3 @ _TO_RGB.T
     curved = 1.055 * np.clip(linear, 0.0031308, None) ** (1 / 2.4) - 0.055
-    return np.where(linear <= 0.0031308, 12.92 * linear, curved)
+    return np.asarray(np.where(linear <= 0.0031308, 12.92 * linear, curved))
 
 
 def opacity(values: NDArray[np.float32]) -> NDArray[np.float32]:
