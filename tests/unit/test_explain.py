@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,25 @@ def test_the_warm_network_stays_as_it_was(tmp_path: Path, explains: str) -> None
     modules = list(network._network.modules())
     assert not any(module._forward_hooks or module._backward_hooks or module.training for module in modules)
     assert all(parameter.grad is None for parameter in network._network.parameters())
+
+
+def test_no_copy_of_the_network_outlives_its_map(tmp_path: Path) -> None:
+    bundle, volumes = bright_spot(tmp_path / "phantom", LAYER), spot(tmp_path)
+    network = Network(bundle, "cpu", bundle.digest)
+    reading = read(network, volumes, bundle, to_datetime(0))
+    gc.collect()
+    gc.disable()  # what only the collector finds is kept too long: it counts objects, not bytes
+    try:
+        before = _convolutions()
+        for _ in range(3):
+            explain(network, volumes, bundle, reading)
+        assert _convolutions() == before
+    finally:
+        gc.enable()
+
+
+def _convolutions() -> int:
+    return sum(type(thing) is torch.nn.Conv2d for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize(

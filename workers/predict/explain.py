@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from monai.visualize.class_activation_maps import GradCAM
+from monai.visualize.class_activation_maps import GradCAM, ModelWithHooks
 from monai.visualize.occlusion_sensitivity import OcclusionSensitivity
 from numpy.typing import NDArray
 
@@ -80,9 +80,22 @@ def _grad_cam(module: torch.nn.Module, image: torch.Tensor, layer: str, outputs:
     if layer not in names:
         known = ", ".join(name for name in names if "." not in name)
         raise BundleError(f'[explain] of dicom.toml names the layer "{layer}"; the network has none; it has {known}.')
-    with torch.enable_grad():
-        camera = GradCAM(copy.deepcopy(module), layer, postprocessing=lambda values: values)
-        return torch.cat([camera(image, class_idx=output)[0].detach() for output in outputs])
+    camera = GradCAM(copy.deepcopy(module), layer, postprocessing=lambda values: values)
+    try:
+        with torch.enable_grad():
+            return torch.cat([camera(image, class_idx=output)[0].detach() for output in outputs])
+    finally:
+        _let_go(camera.nn_module)
+
+
+def _let_go(hooked: ModelWithHooks) -> None:
+    """Part what holds each other, or a worker would keep every copy until the collector comes: it counts no bytes."""
+    hooked.activations.clear()
+    hooked.gradients.clear()
+    hooked.score = None
+    for part in hooked.model.modules():
+        part._forward_hooks.clear()
+        part._backward_hooks.clear()
 
 
 def _occlusion(module: torch.nn.Module, image: torch.Tensor, layer: str, outputs: Sequence[int]) -> torch.Tensor:
