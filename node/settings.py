@@ -175,6 +175,9 @@ def load_settings(path: Path) -> Settings:
     """
     settings, lines = read_model(path, Settings)
     _refuse_duplicates(path, "peer", [peer.name for peer in settings.peer], lines)
+    if settings.completeness.max_wait < settings.completeness.quiet_period:
+        message = "at least quiet_period was expected, or no study could become complete by it"
+        raise ConfigError(path, line_of(("completeness", "max_wait"), lines), f"[completeness] max_wait: {message}")
     if not is_loopback(settings.node.bind) and not settings.peer:
         message = f"{settings.node.bind} is reachable from outside, so at least one [[peer]] must be named"
         raise ConfigError(path, line_of(("node", "bind"), lines), f"[node] bind: {message}")

@@ -35,6 +35,10 @@ PEER = '[[peer]]\nname = "CT 1"\nae_title = "CT1"\naddress = "10.0.0.1"\n'
             "wetread.toml:2: [completeness] quiet_period: '60' is not a duration",
         ),
         ("[completeness]\nquiet_period = 60\n", "wetread.toml:2: [completeness] quiet_period: 60 is not a duration"),
+        (
+            '[completeness]\nquiet_period = "5 min"\nmax_wait = "60 s"\n',
+            "wetread.toml:3: [completeness] max_wait: at least quiet_period was expected",
+        ),
         ('[spool]\nrefuse_below = "10 apples"\n', "wetread.toml:2: [spool] refuse_below: '10 apples' is not a size"),
         ("[node]\nport = 70000\n", "wetread.toml:2: [node] port: input should be less than or equal to 65535; 70000"),
         ('[node]\nport = "x"\n', "wetread.toml:2: [node] port: a whole number was expected; 'x' was found"),
