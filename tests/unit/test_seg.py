@@ -187,6 +187,14 @@ def test_sections_without_a_frame_of_reference_are_not_suitable(tmp_path: Path) 
         evidence.build(readings.volume_reading(volume, mask), [volume], readings.context(paths))
 
 
+def test_sections_without_a_position_are_not_suitable(tmp_path: Path) -> None:
+    slices, mask = phantoms.volume("axial")
+    paths = readings.written(slices[:1], tmp_path)
+    film = replace(readings.film_of(slices[0]), pixels=readings.volume_of(slices[:1], None).pixels)
+    with pytest.raises(Unsuitable, match="sections without a position"):
+        evidence.build(readings.volume_reading(film, mask[mask.shape[0] // 2 :][:1]), [film], readings.context(paths))
+
+
 def test_a_content_label_is_a_code_string() -> None:
     assert seg.content_label(readings.algorithm(label="Lung-fields (2D) v1.0")) == "LUNG_FIELDS_2D_V"
     assert seg.content_label(readings.algorithm(label="肺")) == "AI_SEGMENTATION"

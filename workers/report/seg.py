@@ -129,10 +129,15 @@ def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[li
 def _require_place(headers: Iterable[Dataset], volume: Volume) -> None:
     """Refuse images whose SEG would have no Frame of Reference, or two frames at one place (PS3.3 §C.8.20)."""
     for header in headers:
-        is_section = not volume.is_projection or header.SOPClassUID in CROSS_SECTIONS
-        if is_section and not header.get("FrameOfReferenceUID"):
-            raise Unsuitable("its images have no Frame of Reference UID, so a Segmentation could not say where it lies")
-        frames = () if volume.is_projection else header.get("PerFrameFunctionalGroupsSequence", ())
+        if volume.is_projection:
+            if header.SOPClassUID in CROSS_SECTIONS:
+                raise Unsuitable(
+                    "its images are sections without a position; a Segmentation could not say where it lies"
+                )
+            continue
+        if not header.get("FrameOfReferenceUID"):
+            raise Unsuitable("its images have no Frame of Reference UID; a Segmentation could not say where it lies")
+        frames = header.get("PerFrameFunctionalGroupsSequence", ())
         planes = [plane for frame in frames for plane in frame.get("PlanePositionSequence", ())]
         places = {tuple(plane.get("ImagePositionPatient") or ()) for plane in planes}
         if len(places) < len(planes):
