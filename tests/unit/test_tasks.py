@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 import uuid
@@ -133,7 +134,7 @@ def test_a_bundle_that_is_gone_is_named(tmp_path: Path, bundle: Bundle) -> None:
 def test_a_spool_without_room_leaves_the_job_queued(tmp_path: Path, bundle: Bundle) -> None:
     with desk_in(tmp_path) as desk:
         job_id = queue_job(desk.db, desk.spool, bundle)
-        (tmp_path / "spool" / "results").rmdir()
+        shutil.rmtree(tmp_path / "spool" / "results")
         (tmp_path / "spool" / "results").write_text("in the way")
         job = run(desk, job_id)
         assert job["state"] == "QUEUED"
