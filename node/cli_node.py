@@ -17,19 +17,27 @@ if TYPE_CHECKING:
     from node.settings import Settings
 
 
+ROLES = ("listener", "stages", "doorbell", "web")
+
+
 @click.command(short_help="Run the node: take studies, decide what reads them.")
 @config_option
 @click.option("--with-worker", is_flag=True, help="Start one worker as well, on this machine.")
-def serve(config: Path | None, with_worker: bool) -> None:
-    """Run the node: take studies and decide what reads them; a `wetread worker` reads and delivers."""
+@click.option("--role", "roles", multiple=True, type=click.Choice(ROLES), help="Only this part; may be given again.")
+def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> None:
+    """Run the node: take studies and decide what reads them; a `wetread worker` reads and delivers.
+
+    With --role only some of its parts run here, the others in other processes or on other hosts with the same
+    database, broker and spool.
+    """
     from node import broker, log
-    from node.daemon import Node, Worker
+    from node.daemon import Node, Role, Worker
     from node.settings import find_config
 
     settings, routes = load_all(config)
     log.configure(settings.log)
     stopping = _stop_on_signals()
-    with Node(settings, routes) as node:
+    with Node(settings, routes, roles=[role for role in Role if role in (roles or ROLES)]) as node:
         if node.broker_url == broker.MEMORY:
             _work_here(settings, with_worker, stopping)
             return

@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -29,7 +31,8 @@ from node.metrics import Registry
 from node.route import doorbell, router
 from node.settings import Routes, Settings, state_folder
 from node.store import retention, studies
-from node.store.db import Database, lock_state
+from node.store.db import Database
+from node.store.locks import lock_state
 from node.store.spool import Spool
 from node.web.health import Health
 
@@ -49,6 +52,19 @@ class Pace:
     ring: float = 1.0
     settle: float = 1.0
     retain: float = 10.0
+
+
+class Role(StrEnum):
+    """A part of the node that can be a process, and a host, of its own; they meet in the database and in the spool."""
+
+    LISTENER = "listener"
+    """The DICOM door; with WEB in the same process also the STOW-RS door."""
+    STAGES = "stages"
+    """Completeness, routing, settling, retention."""
+    DOORBELL = "doorbell"
+    """Tells the broker of what is due."""
+    WEB = "web"
+    """Status pages, health, metrics."""
 
 
 class Loop:
@@ -88,10 +104,17 @@ class Loop:
 
 
 class Node:
-    """A running node; a context manager. Raises `Permanent` when another node holds the same state folder."""
+    """A running node, or those `roles` of one; a context manager.
 
-    def __init__(self, settings: Settings, routes: Routes, pace: Pace | None = None) -> None:
-        self.settings, self.routes, self.pace = settings, routes, pace or Pace()
+    Raises `Permanent` when another process holds one of the roles on the same state folder.
+    """
+
+    def __init__(
+        self, settings: Settings, routes: Routes, pace: Pace | None = None, roles: Collection[Role] = tuple(Role)
+    ) -> None:
+        self.settings, self.routes, self.pace, self.roles = settings, routes, pace or Pace(), roles
+        self.broker_url = ""
+        """Where the doorbell rings; empty without that role."""
         self.health, self.registry = Health(), Registry()
         self._stack = ExitStack()
 
@@ -115,26 +138,34 @@ class Node:
 
     def _start(self, stack: ExitStack) -> None:
         settings, state = self.settings, state_folder(self.settings)
-        stack.enter_context(lock_state(state))
+        for role in self.roles:
+            stack.enter_context(lock_state(state, role))
         self.db = Database(settings.database.url)
         stack.callback(self.db.close)
         self.db.require_sound()
         self.spool = Spool(settings.spool.url, settings.spool.refuse_below)
-        self._warn_of_bundles()
-        recover(self.db, self.spool)
-        self.broker_url = stack.enter_context(broker.resolve(settings, state))
+        if Role.STAGES in self.roles:
+            self._warn_of_bundles()
+        if Role.LISTENER in self.roles or Role.STAGES in self.roles:
+            recover(self.db, self.spool)
+        if Role.DOORBELL in self.roles:
+            self.broker_url = stack.enter_context(broker.resolve(settings, state))
         self._start_loops(stack)
-        self.listener = self._listen()
-        stack.callback(self.listener.stop)
-        self._start_web(stack)
-        log.info(
-            "%s listens on %s:%d; status pages at %s",
-            settings.node.ae_title,
-            settings.node.bind,
-            self.listener.port,
-            self.web_address,
-            extra={"action": "started"},
-        )
+        if Role.LISTENER in self.roles:
+            self.listener = self._listen()
+            stack.callback(self.listener.stop)
+        if Role.WEB in self.roles:
+            self._start_web(stack)
+        log.info("%s", self._ready(), extra={"action": "started"})
+
+    def _ready(self) -> str:
+        """Say what runs here, and where."""
+        said = [f"{self.settings.node.ae_title} runs {', '.join(self.roles)}"]
+        if Role.LISTENER in self.roles:
+            said.append(f"listens on {self.settings.node.bind}:{self.listener.port}")
+        if Role.WEB in self.roles:
+            said.append(f"status pages at {self.web_address}")
+        return "; ".join(said)
 
     def _warn_of_bundles(self) -> None:
         """Better known now than with the first study: a missing bundle ends the start, an untrusted one does not.
@@ -170,23 +201,31 @@ class Node:
         return router.tick(self.db, self.spool, self.settings, self.routes, self._bundles())
 
     def _start_loops(self, stack: ExitStack) -> None:
+        ticks = self._stages() if Role.STAGES in self.roles else ()
+        if Role.DOORBELL in self.roles:
+            ticks = (*ticks, ("doorbell", self.pace.ring, partial(self._ring, broker.make_ring(self.broker_url))))
+        for name, period, tick in ticks:
+            stack.callback(Loop(name, period, tick, self.health).stop)
+
+    def _stages(self) -> tuple[tuple[str, float, Callable[[], object]], ...]:
+        """Return name, pace and tick of each stage that moves studies on."""
         db, settings = self.db, self.settings
-        ring = broker.make_ring(self.broker_url)
         committing = [name for name, destination in settings.destination.items() if destination.commitment]
-        ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
+        return (
             ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),
             ("route", self.pace.route, self._route),
-            ("doorbell", self.pace.ring, lambda: doorbell.tick(db, ring, settings, clock.now())),
             ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing)),
             ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, settings, clock.now())),
         )
-        for name, period, tick in ticks:
-            stack.callback(Loop(name, period, tick, self.health).stop)
+
+    def _ring(self, ring: broker.Bell) -> int:
+        return doorbell.tick(self.db, ring, self.settings, clock.now())
 
     def _start_web(self, stack: ExitStack) -> None:
         from node.web.server import serve
 
-        server = serve(self.db, self.settings, self.health, self.registry, self.listener.stow)
+        stow = self.listener.stow if Role.LISTENER in self.roles else None
+        server = serve(self.db, self.settings, self.health, self.registry, stow)
         self.web_port = server.port
         stack.callback(server.stop)
 

@@ -26,7 +26,7 @@ from node.settings import SHIPPED, load_routes, load_settings
 from node.simulate import scanner
 from node.simulate.pacs import Pacs
 from node.store import studies
-from node.store.db import lock_state
+from node.store.locks import lock_state
 from node.web.queries import to_png
 
 _MARK = "# Written by `wetread demo`, which writes it anew each time.\n"

@@ -45,6 +45,8 @@ class NodeSettings(_Section):
     ae_title: AETitle = "WETREAD"
     bind: Bind = "127.0.0.1"
     port: Port = 11112
+    state: Folder | None = None
+    """What belongs to this host alone: locks, audit trail, embedded broker, scratch; None: the spool's parent."""
 
 
 class Peer(_Section):
@@ -203,8 +205,8 @@ def load_routes(path: Path, settings: Settings) -> Routes:
 
 
 def state_folder(settings: Settings) -> Path:
-    """Return the folder that holds what the node owns on this machine: the spool's parent."""
-    return settings.spool.url.parent
+    """Return the folder that holds what the node owns on this machine: `[node] state`, or else the spool's parent."""
+    return settings.node.state or settings.spool.url.parent
 
 
 def _refuse_duplicates(path: Path, table: str, names: list[str], lines: dict[Key, int]) -> None:
@@ -246,6 +248,7 @@ def _resolve(settings: Settings, base: Path) -> Settings:
     if database.startswith("sqlite:///") and not database.startswith("sqlite:////"):
         database = f"sqlite:///{base / database.removeprefix('sqlite:///')}"
     update = {
+        "node": settings.node.model_copy(update={"state": absolute(settings.node.state)}),
         "spool": settings.spool.model_copy(update={"url": absolute(settings.spool.url)}),
         "database": settings.database.model_copy(update={"url": database}),
         "worker": settings.worker.model_copy(

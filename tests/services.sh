@@ -9,6 +9,7 @@ compgen -G '/usr/share/orthanc/plugins/*DicomWeb*' >/dev/null || missing+=(ortha
 command -v storescu >/dev/null || missing+=(dcmtk)
 command -v gcc >/dev/null || missing+=(gcc libc6-dev)
 command -v redis-server >/dev/null || missing+=(redis-server)
+command -v openssl >/dev/null || missing+=(openssl)
 command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 [ ${#missing[@]} -eq 0 ] && exit 0
 

@@ -23,7 +23,7 @@ from node.accept.server import GuardedServer
 from node.accept.stow import Stow
 from node.audit import Audit, AuditEvent, Outcome
 from node.metrics import Registry
-from node.settings import Settings
+from node.settings import Settings, state_folder
 from node.store import deliveries, studies
 from node.store.db import Database
 from node.store.spool import Spool
@@ -105,13 +105,13 @@ def serve(
 ) -> Listener:
     """Listen at `node.bind`:`node.port` and return at once.
 
-    Raises `OSError` when the port is taken. The audit trail is `audit.log` beside the spool.
+    Raises `OSError` when the port is taken. The audit trail is `audit.log` in the state folder.
     """
     metrics, limits = metrics or Registry(), limits or Limits()
     _quiet_pynetdicom()
     registrar = Registrar(partial(studies.register, db, late=settings.completeness.late_instances))
     door = Door(spool, registrar)
-    audit = Audit(spool.root.parent / "audit.log")
+    audit = Audit(state_folder(settings) / "audit.log")
     services = Services(Admission(settings), door, partial(deliveries.committed, db), audit, metrics)
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
     server = GuardedServer(

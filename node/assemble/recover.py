@@ -19,6 +19,7 @@ from node import clock, uids
 from node.errors import Unsuitable
 from node.store import retention, studies
 from node.store.db import Database, rows
+from node.store.locks import housekeeping
 from node.store.spool import FOLDER_MODE, Spool
 from node.study import read_instance
 
@@ -46,6 +47,11 @@ class RecoverReport:
 
 def recover(db: Database, spool: Spool) -> RecoverReport:
     """Register what the spool has and the database does not know; raises `DatabaseUnavailable`, `NoRoom`."""
+    with housekeeping(spool.root):
+        return _recover(db, spool)
+
+
+def _recover(db: Database, spool: Spool) -> RecoverReport:
     retention.finish(db, spool)
     known = _known(db)
     quarantined: list[str] = []

@@ -6,7 +6,6 @@ either on disk when `transaction()` returns or did not happen. Nothing here read
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -190,29 +189,6 @@ def rows(connection: sa.Connection, statement: str, **values: Any) -> list[dict[
             query = query.bindparams(sa.bindparam(name, expanding=True, type_=sa.String()))
             values[name] = list(value)
     return [dict(row) for row in connection.execute(query, values).mappings()]
-
-
-@contextmanager
-def lock_state(folder: Path) -> Iterator[None]:
-    """Hold the state folder for this process; a second node on the same folder gets `Permanent`.
-
-    The kernel lets go when the process ends, however it ends.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Permanent(
-                f"Another node is running on the state folder {folder}; this one did not start. "
-                "Stop the other one, or give this one a folder of its own."
-            ) from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _with_driver(url: str) -> sa.URL:

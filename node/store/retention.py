@@ -9,7 +9,7 @@ The door may store the same bytes at the same moment. It touches a file that it 
 touched file alone; it stores before it registers, and the mark is set only while the place is empty, under the same
 lock on the study as registering. Whichever is first, an instance that was acknowledged has its file or its reading.
 
-One process at a time may do this on one spool; the node's lock on its state folder sees to that.
+One process at a time does this on one spool (`locks.housekeeping`), on whichever host.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from node.settings import Settings
 from node.store.db import Database, rows
+from node.store.locks import housekeeping
 from node.store.registration import hold
 from node.store.spool import Spool
 
@@ -98,8 +99,13 @@ def tick(db: Database, spool: Spool, settings: Settings, now: float, limit: int 
 
     Images go when their study is DONE and nothing was received for so long; results when every delivery arrived, and
     is committed where the destination commits. What is FAILED or DEAD stays for a person. Raises
-    `DatabaseUnavailable`; what was under way is finished by the next call.
+    `DatabaseUnavailable`; what was under way is finished by the next call. 0 while another process is at it.
     """
+    with housekeeping(spool.root, wait=False) as is_alone:
+        return _tick(db, spool, settings, now, limit) if is_alone else 0
+
+
+def _tick(db: Database, spool: Spool, settings: Settings, now: float, limit: int) -> int:
     finish(db, spool)
     committing = [name for name, destination in settings.destination.items() if destination.commitment]
     removed = 0

@@ -191,7 +191,11 @@ class Hospital:
 
     def start(self, name: str, fault: str = "") -> None:
         """Start "node" or "worker" (again), with a crash point armed if `fault` names one."""
-        command = [sys.executable, "-m", "tests.crash.hurried", name, str(self.folder / "wetread.toml")]
+        self.run(name, name, self.folder / "wetread.toml", fault=fault)
+
+    def run(self, name: str, program: str, config: Path, *roles: str, fault: str = "") -> None:
+        """Start a process under a name of its own: a "worker", or a "node" or some roles of it."""
+        command = [sys.executable, "-m", "tests.crash.hurried", program, str(config), *roles]
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"WETREAD_FAULT": fault}

@@ -8,9 +8,11 @@ real). A reading then takes 20 ms instead of seconds, so that a run can afford h
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 import threading
+import time
 import types
 from datetime import datetime
 from pathlib import Path
@@ -22,8 +24,8 @@ REPORT_WITHIN_S = 4.0
 PACE_S = 0.1
 
 
-def node(config: str) -> None:
-    """`wetread serve`."""
+def node(config: str, *roles: str) -> None:
+    """`wetread serve`, or those `roles` of it."""
     from node import daemon, log
     from node.cli_output import load_all
     from node.route import doorbell
@@ -35,7 +37,8 @@ def node(config: str) -> None:
     settings, routes = load_all(Path(config))
     log.configure(settings.log)
     stopping = _stopping()
-    with daemon.Node(settings, routes, daemon.Pace(PACE_S, PACE_S, PACE_S, PACE_S, 1.0)):
+    chosen = [role for role in daemon.Role if role in roles or not roles]
+    with daemon.Node(settings, routes, daemon.Pace(PACE_S, PACE_S, PACE_S, PACE_S, 1.0), chosen):
         stopping.wait()
 
 
@@ -98,6 +101,7 @@ def _warm(folder: str, digest: str, device: str) -> Any:
 def _predict(network: Any, volumes: Any, bundle: Any, started: datetime) -> Any:
     from node.findings import Algorithm, Finding, Reading
 
+    time.sleep(float(os.environ.get("WETREAD_CANNED_S", "0")))
     names = (bundle.name, bundle.version, bundle.dicom.label, bundle.dicom.manufacturer, bundle.device_uid)
     entry = bundle.dicom.finding[0]
     said = tuple(

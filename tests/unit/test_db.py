@@ -16,7 +16,8 @@ from node.errors import DatabaseUnavailable, NoRoom, Permanent
 from node.states import StudyState
 from node.store import db as db_module
 from node.store import studies
-from node.store.db import Database, history, lock_state, move, record
+from node.store.db import Database, history, move, record
+from node.store.locks import lock_state
 from tests.unit.rows import STUDY, received
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -211,7 +212,7 @@ def test_two_nodes_cannot_share_a_state_folder(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, pathlib; from node.store.db import lock_state\n"
+            "import sys, pathlib; from node.store.locks import lock_state\n"
             "with lock_state(pathlib.Path(sys.argv[1])): print('held', flush=True); sys.stdin.readline()",
             str(tmp_path / "state"),
         ],

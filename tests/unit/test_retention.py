@@ -85,7 +85,7 @@ class House:
         return retention.tick(self.db, self.spool, self.settings, now, **limit)
 
     def files(self) -> int:
-        return len([p for p in self.spool.root.rglob("*") if p.is_file()])
+        return len(list(self.spool.root.rglob("*.dcm")))
 
     def removed(self) -> int:
         with self.db.reader() as connection:
