@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset
-from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from node.errors import Unsuitable
 from node.findings import Source
@@ -266,3 +266,25 @@ def test_bone_is_bright_on_inverted_films(shared_data: Path, name: str) -> None:
     assert spine > lungs
     assert volume.spacing_mm is None
     assert volume.is_projection
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (3, 7), (300, 0), (0.5, -1000), (1, 0.25)])
+def test_rescaling_gives_what_double_precision_gives(slope: float, intercept: float, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(5).integers(0, 2**16, (3, 200, 210)).astype(np.uint16)
+    datasets = stack(pixels, RescaleSlope=slope, RescaleIntercept=intercept)
+    [volume] = load(save(datasets, tmp_path), 3)
+    assert np.array_equal(volume.pixels, (pixels.astype(np.float64) * slope + intercept).astype(np.float32))
+
+
+def test_pixels_that_end_too_soon_are_told(tmp_path: Path) -> None:
+    paths = save(stack(np.ones((2, 200, 200), np.uint16)), tmp_path)
+    paths[1].write_bytes(paths[1].read_bytes()[:-100])
+    with pytest.raises(Unsuitable, match=r"has 79900 bytes of Pixel Data where its header promises 80000"):
+        load(paths, 3)
+
+
+def test_deflated_slices_give_the_same_volume(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(5).integers(0, 2**12, (2, 200, 200)).astype(np.uint16)
+    datasets = stack(pixels, TransferSyntaxUID=DeflatedExplicitVRLittleEndian)
+    [volume] = load(save(datasets, tmp_path), 3)
+    assert np.array_equal(volume.pixels, pixels)

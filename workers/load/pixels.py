@@ -6,12 +6,12 @@ with the Transfer Syntax named. The size is checked before a byte is decoded.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     UID,
@@ -27,6 +27,7 @@ from workers.load.header import integer
 
 MAX_DECODED_BYTES = 2 * 2**30
 """No instance decodes to more: 28 MB of RLE can claim 1.8 GB, and far more."""
+PIXEL_DATA = 0x7FE00010
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
 _KEEPS_STRAY_BITS = {*_NATIVE, ExplicitVRBigEndian, RLELossless}
@@ -75,20 +76,27 @@ def _require_grey(ds: Dataset, name: str) -> None:
 
 def _native(ds: Dataset, name: str, size: int, cell: int) -> NDArray[Any]:
     """Little-endian native pixels without a copy; one byte of padding is legal (PS3.5 §8.1.1)."""
-    data = ds.PixelData
-    if not isinstance(data, bytes) or not size <= len(data) <= size + 1:
-        found = len(data) if isinstance(data, bytes) else 0
-        raise Unsuitable(f"{name} has {found} bytes of Pixel Data where its header promises {size}")
+    data = _native_bytes(ds)
+    if not size <= len(data) <= size + 1:
+        raise Unsuitable(f"{name} has {len(data)} bytes of Pixel Data where its header promises {size}")
     sign = "i" if integer(ds, "PixelRepresentation", 0) == 1 else "u"
     return np.frombuffer(data, dtype=f"<{sign}{cell // 8}", count=size * 8 // cell)
+
+
+def _native_bytes(ds: Dataset) -> bytes:
+    """Return the Pixel Data of `ds`; where they were left in their file, from there, and `ds` stays light."""
+    raw = ds.get_item(PIXEL_DATA, keep_deferred=True)
+    if not isinstance(raw, RawDataElement) or raw.value is not None:
+        return ds.PixelData if isinstance(ds.PixelData, bytes) else b""
+    with open(ds.filename, "rb", buffering=0) as file:  # noqa: PTH123 - no second buffer
+        file.seek(raw.value_tell)
+        return file.read(raw.length)
 
 
 def _decoded(ds: Dataset, name: str, syntax: UID) -> NDArray[Any]:
     """Decode by pydicom's plugins; a crafted RLE frame raises a `BaseException` that is no `Exception`."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return np.asarray(pixel_array(ds, raw=True))
+        return np.asarray(pixel_array(ds, raw=True))
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a decoder is a stranger's code on a stranger's bytes
@@ -108,4 +116,5 @@ def _clean(ds: Dataset, raw: NDArray[Any], syntax: UID) -> NDArray[Any]:
         low = 0
     # Up to the top of the cell and down again: the shift back fills with zeros, or with the sign.
     raised: NDArray[Any] = np.left_shift(raw, raw.dtype.type(cell - stored - low))
-    return np.asarray(raised >> raw.dtype.type(cell - stored))
+    np.right_shift(raised, raw.dtype.type(cell - stored), out=raised)
+    return raised

@@ -5,7 +5,9 @@ What cannot be read as it is meant is refused with the reason: no resampling, no
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +21,8 @@ from workers.load.pixels import stored_values
 from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image
 from workers.load.values import displayed, rescaled
 
+_THREADS = 4
+"""Slices decoded at a time."""
 MAX_VOLUME_BYTES = 4 * 2**30
 """No series becomes more float32 pixels than this."""
 
@@ -29,12 +33,14 @@ def load(paths: Sequence[Path], dimensions: Literal[2, 3]) -> list[Volume]:
     2: one `Volume` of a single slice per film or frame, by Instance Number. 3: exactly one `Volume`.
     Raises `Unsuitable` naming instances and positions; OSError where a file cannot be read.
     """
-    opened = (open_image(Path(path)) for path in paths)
-    images = _once(sorted(opened, key=lambda image: image.order))
-    _require_room(images)
-    if dimensions == 2:
-        return [_film(image, frame, stored) for image in images for frame, stored in _frames(image)]
-    return [_volume([image for image in images if not image.is_localizer] or images)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what pydicom finds odd in foreign values and codestreams is judged here
+        opened = (open_image(Path(path)) for path in paths)
+        images = _once(sorted(opened, key=lambda image: image.order))
+        _require_room(images)
+        if dimensions == 2:
+            return [_film(image, frame, stored) for image in images for frame, stored in _frames(image)]
+        return [_volume([image for image in images if not image.is_localizer] or images)]
 
 
 def _once(images: Sequence[Image]) -> list[Image]:
@@ -42,7 +48,7 @@ def _once(images: Sequence[Image]) -> list[Image]:
     kept: dict[str, Image] = {}
     for image in images:
         first = kept.setdefault(image.order[1], image)
-        if first.ds.PixelData != image.ds.PixelData:
+        if first is not image and first.ds.PixelData != image.ds.PixelData:
             raise Unsuitable(f"{image.name} was sent twice with different pixels")
     return list(kept.values())
 
@@ -89,11 +95,17 @@ def _volume(images: Sequence[Image]) -> Volume:
     stack = geometry.stack([frame.plane for _, frame in where], same_picture)
     kept = {id(where[i][1]): k for k, i in enumerate(stack.order)}
     pixels = np.empty((len(stack.order), *where[0][1].plane.shape), dtype=np.float32)
-    for image in images:
-        if any(id(frame) in kept for frame in image.slices):
-            for frame, stored in _frames(image):
-                if id(frame) in kept:
-                    pixels[kept[id(frame)]] = rescaled(stored, image.ds, image.name, frame.transformation)
+
+    def fill(image: Image) -> None:
+        for frame, stored in _frames(image):
+            if id(frame) in kept:
+                rescaled(stored, image.ds, image.name, frame.transformation, out=pixels[kept[id(frame)]])
+
+    wanted = [image for image in images if any(id(frame) in kept for frame in image.slices)]
+    # Decoders and NumPy let go of the interpreter. An object of many frames is large by itself: one at a time.
+    with ThreadPoolExecutor(_THREADS if len(wanted) == len(kept) else 1) as threads:
+        for _ in threads.map(fill, wanted):
+            pass
     _require_contrast(pixels, "its images are blank")
     sources = tuple(where[i][1].source for i in stack.order)
     return Volume(pixels, stack.affine_mm, sources, stack.spacing_mm, images[0].modality, is_projection=False)
@@ -104,5 +116,5 @@ def _pixels(image: Image, frame: Slice) -> NDArray[np.float32]:
 
 
 def _require_contrast(pixels: NDArray[np.float32], what: str) -> None:
-    if pixels.min() == pixels.max():
+    if all((slice_ == pixels.flat[0]).all() for slice_ in pixels):  # most often the first slice ends it
         raise Unsuitable(f"{what}: all pixels have the value {pixels.flat[0]:g}")

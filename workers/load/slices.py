@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from node.errors import Unsuitable
 from node.findings import Source
@@ -21,6 +22,8 @@ from workers.load.pixels import shape
 
 PROJECTIONS = frozenset({"CR", "DX", "MG", "XA", "RF", "IO", "PX", "RG"})
 """Modalities whose pixels are shadows, not slices."""
+_LEFT_IN_THE_FILE = 2**16
+"""Values of more bytes than this are read when they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,9 @@ def open_image(path: Path) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ds = pydicom.dcmread(path)
+            ds = pydicom.dcmread(path, defer_size=_LEFT_IN_THE_FILE)
+            if ds.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                ds = pydicom.dcmread(path)  # what was left out has no place in such a file
             name = f"instance {text(ds, 'SOPInstanceUID') or path.name}"
             return Image(ds, name, _slices(ds, name))
     except (OSError, MemoryError, Unsuitable):

@@ -18,15 +18,27 @@ from workers.load.header import integer, number, text
 
 
 def rescaled(
-    stored: NDArray[Any], ds: Dataset, name: str, transformation: Dataset | None = None
+    stored: NDArray[Any],
+    ds: Dataset,
+    name: str,
+    transformation: Dataset | None = None,
+    out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Return one frame in rescaled units (HU, Bq/ml, arbitrary MR units), float32; padding takes the lowest value.
 
     `transformation` is the frame's item of Pixel Value Transformation Sequence (PS3.3 §C.7.6.16.2.9) where an
     enhanced object has one; otherwise Modality LUT, Rescale Slope and Rescale Intercept of the instance apply.
+    `out`, where given, takes the frame and is returned.
     """
-    values = _modality(stored, transformation if transformation is not None else ds, ds, name)
-    return _finished(values, _padding(stored, ds), name)
+    if out is None:
+        out = np.empty(stored.shape, np.float32)
+    source, padding = transformation if transformation is not None else ds, _padding(stored, ds)
+    factors = _whole_factors(stored, source, ds)
+    if factors is not None and padding is None:
+        np.multiply(stored, np.float32(factors[0]), out=out, dtype=np.float32, casting="same_kind")
+        return np.add(out, np.float32(factors[1]), out=out) if factors[1] else out
+    out[...] = _finished(_modality(stored, source, ds, name), padding, name)
+    return out
 
 
 def displayed(stored: NDArray[Any], ds: Dataset, name: str) -> NDArray[np.float32]:
@@ -52,6 +64,18 @@ def _modality(stored: NDArray[Any], source: Dataset, ds: Dataset, name: str) -> 
 
 
 _RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+_WHOLE_IN_SINGLE = 2**24
+"""Whole numbers up to here are exact in float32."""
+
+
+def _whole_factors(stored: NDArray[Any], source: Dataset, ds: Dataset) -> tuple[float, float] | None:
+    """Return slope and intercept where float32 rescales without an error, as for nearly every CT; None elsewhere."""
+    if stored.dtype.itemsize > 2 or (source is ds and "ModalityLUTSequence" in ds):
+        return None
+    slope, intercept = (number(source, keyword) if keyword in source else default for keyword, default in _RESCALE)
+    if slope is None or intercept is None or not (slope.is_integer() and intercept.is_integer()):
+        return None
+    return (slope, intercept) if 2**16 * abs(slope) + abs(intercept) <= _WHOLE_IN_SINGLE else None
 
 
 def _windowed(values: NDArray[Any], ds: Dataset) -> NDArray[Any]:
