@@ -10,7 +10,7 @@ SEED ?=
 DATA ?= ../shared/data/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint train pins bench-ingest bench-reading bench-throughput clean
+.PHONY: help setup demo test chaos lint train pins bench-ingest bench-reading bench-throughput bench-limits clean
 
 help: ## List what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-reading: setup ## Measure how fast a series is read, beside MONAI and high
 
 bench-throughput: setup ## Measure how many studies a minute 1, 2 and 4 workers read and deliver (ARGS='--studies 60 --reading 0.5')
 	$(VENV)/bin/python -m tests.bench.throughput $(ARGS)
+
+bench-limits: setup ## Measure the listener's memory, a study of 5,000 instances, and a start with 100,000 (ARGS='--json')
+	$(VENV)/bin/python -m tests.bench.limits $(ARGS)
 
 clean: ## Remove what was made here: .venv, caches, the demo's folder
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

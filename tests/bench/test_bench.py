@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import ingest, reading
+from tests.bench import ingest, limits, reading
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is absent (no storescu)")
@@ -39,3 +39,12 @@ def test_both_ways_of_reading_agree(capsys: pytest.CaptureFixture[str]) -> None:
     [pair] = json.loads(capsys.readouterr().out)
     assert (pair["differing_voxels"], pair["mean_dice"]) == (0, 1.0)
     assert all(pair[way][stage] > 0 for way in ("usual_s", "wetread_s") for stage in reading.STAGES)
+
+
+def test_limits_of_a_node_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    small = ["--instances", "1000", "--per-association", "4", "--large-mb", "32", "--study", "100"]
+    limits.main([*small, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert 0 < found["listener_mb"]["rest"] <= found["listener_mb"]["eight"] < 300
+    assert found["listener_mb"]["large_adds"] < 64
+    assert found["archive_s"]["page_s"] < 1
