@@ -1,7 +1,6 @@
 """The DICOM listener: `serve` starts it, `Listener.stop` ends it without losing what was acknowledged.
 
-One process with two threads per association; more processes on the same port are a matter of `SO_REUSEPORT` and of
-starting this function in each of them.
+One process with one thread per association.
 """
 
 from __future__ import annotations
@@ -11,15 +10,14 @@ import threading
 import time
 from functools import partial
 
-from pynetdicom import AE, _config
+from pynetdicom import _config
 
-from node import uids
 from node.accept import contexts
 from node.accept.association import Admission
 from node.accept.guard import Limits
 from node.accept.receive import Door, Registrar
 from node.accept.scp import Services
-from node.accept.server import GuardedServer
+from node.accept.server import Server
 from node.accept.stow import Stow
 from node.audit import Audit, AuditEvent, Outcome
 from node.metrics import Registry
@@ -30,10 +28,6 @@ from node.store.spool import Spool
 
 logger = logging.getLogger(__name__)
 
-ACSE_TIMEOUT_S = 5.0
-DIMSE_TIMEOUT_S = 60.0
-NETWORK_TIMEOUT_S = 60.0
-"""An association on which nothing happens for this long is aborted."""
 STOP_TIMEOUT_S = 10.0
 TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexpected PDU")
 
@@ -41,19 +35,19 @@ TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexp
 class Listener:
     """A running listener; `port` is the one it got when the settings ask for port 0."""
 
-    def __init__(self, server: GuardedServer, door: Door, registrar: Registrar, audit: Audit, stow: Stow) -> None:
+    def __init__(self, server: Server, door: Door, registrar: Registrar, audit: Audit, stow: Stow) -> None:
         self.stow = stow
         """The second door, to be mounted in the HTTP face."""
         self._server, self._door, self._registrar, self._audit = server, door, registrar, audit
         self._stopped = False
-        self.port = int(server.server_address[1])
+        self.port = server.port
         self._thread = threading.Thread(target=server.serve_forever, name="listener", daemon=True)
         self._thread.start()
 
     @property
     def associations(self) -> int:
         """Associations that are established now."""
-        return sum(assoc.is_established for assoc in self._server.active_associations)
+        return self._server.established
 
     @property
     def waiting(self) -> int:
@@ -81,8 +75,7 @@ class Listener:
         self.stow.close()
         answered = self._door.close(timeout_s)
         self._let_answers_go()
-        for assoc in self._server.active_associations:
-            assoc.abort(block=False)
+        self._server.abort()
         registered = self._registrar.close(timeout_s)
         if not (answered and registered):
             logger.warning("Not everything was finished; recovery does it.", extra={"action": "listener_stopped"})
@@ -92,11 +85,8 @@ class Listener:
 
     def _let_answers_go(self) -> None:
         """Give the responses a moment to leave: an A-ABORT in front of one makes its peer send the instance again."""
-        time.sleep(0.05)  # from the end of `Door.receive` to the queue
         deadline = time.monotonic() + 0.5
-        while time.monotonic() < deadline:
-            if not any(assoc.dul.to_provider_queue.qsize() for assoc in self._server.active_associations):
-                return
+        while self._server.busy and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
@@ -114,11 +104,10 @@ def serve(
     audit = Audit(state_folder(settings) / "audit.log")
     services = Services(Admission(settings), door, partial(deliveries.committed, db), audit, metrics)
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
-    server = GuardedServer(
-        _application_entity(settings, limits),
+    server = Server(
         (settings.node.bind, settings.node.port),
         contexts.supported(),
-        services.handlers(),
+        services,
         limits,
         turned_away=lambda reason: turned_away.add(reason=reason),
     )
@@ -135,21 +124,7 @@ def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: 
     logger.info("The listener is ready.", extra=extra | {"called_ae": settings.node.ae_title})
 
 
-def _application_entity(settings: Settings, limits: Limits) -> AE:
-    ae = AE(ae_title=settings.node.ae_title)
-    ae.implementation_class_uid = uids.IMPLEMENTATION_CLASS_UID
-    ae.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
-    ae.maximum_pdu_size = limits.pdu
-    ae.maximum_associations = 10**6  # it counts half-open ones too; `Admission` counts those that are established
-    ae.acse_timeout = ACSE_TIMEOUT_S
-    ae.dimse_timeout = DIMSE_TIMEOUT_S
-    ae.network_timeout = NETWORK_TIMEOUT_S
-    return ae
-
-
 def _quiet_pynetdicom() -> None:
     """Keep pynetdicom from formatting what it receives, and let broken UIDs reach the door, which answers C000H."""
     _config.LOG_HANDLER_LEVEL = "none"
-    _config.LOG_REQUEST_IDENTIFIERS = False
-    _config.LOG_RESPONSE_IDENTIFIERS = False
     _config.VALIDATORS["UI"] = lambda value: (True, "")

@@ -128,7 +128,7 @@ def _text(dataset: Encoded, element: Element | None) -> str:
     """Return the value of a short ASCII element without its padding; what is not ASCII becomes `?`."""
     if element is None or element.length > 256:
         return "" if element is None else "?"
-    value = dataset[element.offset : element.offset + element.length]
+    value = bytes(dataset[element.offset : element.offset + element.length])
     return value.decode("ascii", "replace").replace("�", "?").rstrip("\0 ")
 
 

@@ -1,36 +1,43 @@
 """The services of the listener: association, C-ECHO, C-STORE, N-EVENT-REPORT; every exception becomes a status.
 
-Handlers take the bytes as they came and never decode a stranger's data set; the one that is parsed, the outcome of
+They take the bytes as they came and never decode a stranger's data set; the one that is parsed, the outcome of
 Storage Commitment, has been walked under the limits of `structure` before.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Protocol
 
 from pydicom.dataset import Dataset
-from pynetdicom import evt
-from pynetdicom.association import Association
+from pynetdicom.dsutils import decode
 
 from node import clock
-from node.accept.association import Admission, AssociationRequest
+from node.accept.association import Admission, AssociationRequest, Rejection
+from node.accept.command import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, N_EVENT_REPORT_RQ, Command
+from node.accept.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, VERIFICATION
+from node.accept.guard import ProtocolViolation
+from node.accept.incoming import Incoming
+from node.accept.negotiate import Context
 from node.accept.precheck import Refused, StoreStatus, check_structure
 from node.accept.receive import Answer, Arrival, Door
 from node.audit import Audit, AuditEvent, Outcome
 from node.crashpoints import reach
+from node.errors import NoRoom
 from node.log import describe
 from node.metrics import Registry
 
 logger = logging.getLogger(__name__)
 
 SUCCESS, PROCESSING_FAILURE, NO_SUCH_EVENT_TYPE = 0x0000, 0x0110, 0x0113
-INVALID_ARGUMENT_VALUE, UNRECOGNIZED_OPERATION = 0x0115, 0x0211
-"""Statuses of DIMSE-N (PS3.7 Annex C)."""
+INVALID_ARGUMENT_VALUE, SOP_CLASS_NOT_SUPPORTED, UNRECOGNIZED_OPERATION = 0x0115, 0x0122, 0x0211
+"""Statuses of any DIMSE service (PS3.7 Annex C)."""
+_MAX_REPORT = 2**26
+"""Bytes of the outcome of one Storage Commitment."""
 _COMMITMENT_EVENT_TYPES = (1, 2)
 """All SOP Instances committed; some are not (PS3.4 §J.3.3.1.1)."""
 _STATUSES = tuple(f"{status:04X}" for status in StoreStatus)
@@ -43,11 +50,29 @@ class Committed(Protocol):
         """Record that `stored` are committed and `failed` are not, by Failure Reason (0008,1197)."""
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a response says: a status and, for a person, an Error Comment (0000,0902)."""
+
+    status: int
+    comment: str = ""
+
+
+@dataclass
+class Session:
+    """One association that is established: who is here, and how many instances of which study have come."""
+
+    peer: str
+    calling_ae: str
+    address: str
+    studies: Counter[str] = field(default_factory=Counter)
+
+
 class Services:
-    """The handlers of one listener."""
+    """What every association of one listener asks."""
 
     def __init__(self, admission: Admission, door: Door, committed: Committed, audit: Audit, metrics: Registry) -> None:
-        self._admission, self._door, self._committed, self._audit = admission, door, committed, audit
+        self.admission, self.door, self._committed, self._audit = admission, door, committed, audit
         peers = admission.names
         self._associations = metrics.counter(
             "wetread_associations_total", "Association requests.", peer=peers, result=("accepted", "rejected")
@@ -56,131 +81,98 @@ class Services:
             "wetread_instances_total", "C-STORE requests by the status answered.", peer=peers, status=_STATUSES
         )
         self._bytes = metrics.counter("wetread_received_bytes_total", "Bytes of the data sets kept.", peer=peers)
-        self._received: WeakKeyDictionary[Association, Counter[str]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
 
-    def handlers(self) -> list[tuple[Any, ...]]:
-        """Return the handlers as `AE.make_server` takes them."""
-        return [
-            (evt.EVT_REQUESTED, self.on_requested),
-            (evt.EVT_ESTABLISHED, self.on_established),
-            (evt.EVT_RELEASED, self.on_ended),
-            (evt.EVT_ABORTED, self.on_ended),
-            (evt.EVT_CONN_CLOSE, self.on_ended),
-            (evt.EVT_DIMSE_RECV, self.on_message),
-            (evt.EVT_C_ECHO, self.on_echo),
-            (evt.EVT_C_STORE, self.on_store),
-            (evt.EVT_N_EVENT_REPORT, self.on_event_report),
-            (evt.EVT_N_ACTION, self.on_action),
-        ]
-
-    def on_requested(self, event: Any) -> None:
-        """Reject an association that is not welcome, before anything is negotiated (PS3.8 §9.3.4)."""
-        assoc = event.assoc
-        request = _request(assoc)
-        rejection = self._admission.decide(request)
-        if rejection is None:
-            return
-        assoc.acse.send_reject(rejection.result, rejection.source, rejection.diagnostic)
+    def rejected(self, request: AssociationRequest, rejection: Rejection) -> None:
+        """Note who was not let in, and why (PS3.8 §9.3.4)."""
         details = {"calling_ae": request.calling_ae, "called_ae": request.called_ae, "address": request.address}
         logger.warning(
             "An association was rejected.",
             extra={"action": "association_rejected", "reason": rejection.reason, **details},
         )
-        self._associations.add(peer=self._peer(assoc), result="rejected")
+        self._associations.add(peer=self.admission.peer(request.calling_ae, request.address), result="rejected")
         self._audit.write(
             AuditEvent.ASSOCIATION_REJECTED, Outcome.SERIOUS_FAILURE, reason=rejection.reason,
             calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address,
         )  # fmt: skip
-        assoc.kill()  # waits until the rejection is on its way; the socket is closed after this handler
 
-    def on_established(self, event: Any) -> None:
+    def established(self, request: AssociationRequest) -> Session:
         """Note who is here."""
-        request = _request(event.assoc)
-        peer = self._peer(event.assoc)
+        peer = self.admission.peer(request.calling_ae, request.address)
         self._associations.add(peer=peer, result="accepted")
         self._audit.write(
             AuditEvent.ASSOCIATION_ACCEPTED, Outcome.SUCCESS, peer=peer,
             calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address,
         )  # fmt: skip
-        with self._lock:
-            self._received[event.assoc] = Counter()
+        return Session(peer, request.calling_ae, request.address)
 
-    def on_ended(self, event: Any) -> None:
-        """Write one audit line per study that came in; whichever event says first that the association is over."""
-        with self._lock:
-            studies = self._received.pop(event.assoc, None)
-        for study, count in (studies or {}).items():
-            self._report_received(event.assoc, study, count)
+    def ended(self, session: Session) -> None:
+        """Write one audit line per study that came in."""
+        for study, count in session.studies.items():
+            self._audit.write(
+                AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=study, count=count,
+                calling_ae=session.calling_ae, address=session.address,
+            )  # fmt: skip
+            extra = {"action": "instances_received", "study_instance_uid": study, "count": count}
+            logger.info("Instances were received.", extra=extra | {"calling_ae": session.calling_ae})
 
-    def _count_received(self, assoc: Association, study: str) -> None:
-        """Count one instance for the end of its association, which may already have ended without its sender."""
-        with self._lock:
-            studies = self._received.get(assoc)
-            if studies is not None:
-                studies[study] += 1
-                return
-        self._report_received(assoc, study, 1)
+    def answer(self, session: Session, context: Context, request: Command, incoming: Incoming) -> Reply | None:
+        """Serve one request, whose data set is `incoming`; None where none is due (C-CANCEL, PS3.7 §9.3.2.3).
 
-    def _report_received(self, assoc: Association, study: str, count: int) -> None:
-        request = _request(assoc, count=False)
-        self._audit.write(
-            AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=study, count=count,
-            calling_ae=request.calling_ae, address=request.address,
-        )  # fmt: skip
-        extra = {"action": "instances_received", "study_instance_uid": study, "count": count}
-        logger.info("Instances were received.", extra=extra | {"calling_ae": request.calling_ae})
+        Raises `ProtocolViolation` for a C-STORE that does not say which instance it brings.
+        """
+        if request.field == C_STORE_RQ:
+            return self._store(session, context, request, incoming)
+        if request.field == C_CANCEL_RQ:
+            return None
+        if request.field == C_ECHO_RQ:
+            return Reply(SUCCESS)
+        if request.field == N_EVENT_REPORT_RQ and context.abstract_syntax == STORAGE_COMMITMENT:
+            return Reply(self._event_report(context, request, incoming))
+        return Reply(UNRECOGNIZED_OPERATION)  # an N-ACTION too: this node is no archive and commits to nothing
 
-    def on_message(self, event: Any) -> None:
-        """Refuse a request that pynetdicom would drop without an answer, so that nobody waits for one."""
-        command = event.message.command_set
-        if event.message.__class__.__name__ == "C_STORE_RQ" and not command.get("AffectedSOPInstanceUID"):
-            extra = {"action": "association_aborted", "reason": "C-STORE without SOP Instance UID"}
-            logger.warning("A request is not conformant; the association is aborted.", extra=extra)
-            event.assoc.abort()
-
-    def on_echo(self, event: Any) -> int:
-        """Answer a C-ECHO (PS3.7 §9.3.5)."""
-        return SUCCESS
-
-    def on_store(self, event: Any) -> Dataset:
+    def _store(self, session: Session, context: Context, request: Command, incoming: Incoming) -> Reply:
         """Answer a C-STORE (PS3.4 §B.2.3); success means that the instance is durable."""
-        peer = self._peer(event.assoc)
+        if not request.sop_instance_uid:
+            raise ProtocolViolation("C-STORE without SOP Instance UID")
+        if context.abstract_syntax in (VERIFICATION, STORAGE_COMMITMENT):
+            return Reply(SOP_CLASS_NOT_SUPPORTED, "no Storage context")
+        arrival = Arrival(
+            request.sop_class_uid, request.sop_instance_uid, context.transfer_syntax, session.calling_ae
+        )  # fmt: skip
+        answer = self._receive(arrival, incoming)
+        self._instances.add(peer=session.peer, status=f"{answer.status:04X}")
+        if answer.header is not None:
+            self._bytes.add(incoming.size, peer=session.peer)
+            session.studies[answer.header.study_instance_uid] += 1
+        return Reply(int(answer.status), answer.reason)
+
+    def _receive(self, arrival: Arrival, incoming: Incoming) -> Answer:
         try:
-            dataset = event.request.DataSet.getvalue() if event.request.DataSet is not None else b""
-            answer = self._door.receive(dataset, _arrival(event))
-        except MemoryError:
-            answer = Answer(StoreStatus.OUT_OF_RESOURCES, "out of memory, try again later")
+            return self.door.receive(incoming.whole(), arrival)
+        except (MemoryError, NoRoom) as error:
+            extra = {"action": "instance_refused", "status": "A700", "reason": describe(error)}
+            logger.warning("An instance was refused and not kept.", extra=extra | {"calling_ae": arrival.calling_ae})
+            return Answer(StoreStatus.OUT_OF_RESOURCES, "out of resources, try again later")
         except Exception as error:  # a border: the sender gets a status, the log gets the class and the place
             extra = {"action": "instance_failed", "error": describe(error)}
             logger.error("An instance was not kept because of a fault of the node.", extra=extra)
-            answer = Answer(StoreStatus.CANNOT_UNDERSTAND, f"fault of the node: {type(error).__name__}")
-        self._instances.add(peer=peer, status=f"{answer.status:04X}")
-        if answer.header is not None:
-            self._bytes.add(len(dataset), peer=peer)
-            self._count_received(event.assoc, answer.header.study_instance_uid)
-        return _status(answer)
+            return Answer(StoreStatus.CANNOT_UNDERSTAND, f"fault of the node: {type(error).__name__}")
 
-    def on_event_report(self, event: Any) -> tuple[int, None]:
+    def _event_report(self, context: Context, request: Command, incoming: Incoming) -> int:
         """Take in the outcome of Storage Commitment (PS3.4 §J.3.3); an unknown Transaction UID is not an error."""
         try:
-            return self._event_report(event), None
+            return self._note(context, request, incoming)
         except Refused:
-            return INVALID_ARGUMENT_VALUE, None
+            return INVALID_ARGUMENT_VALUE
         except Exception as error:  # a border: 0110H makes the PACS report again
             extra = {"action": "commitment_failed", "error": describe(error)}
             logger.error("A Storage Commitment report was not taken in.", extra=extra)
-            return PROCESSING_FAILURE, None
+            return PROCESSING_FAILURE
 
-    def on_action(self, event: Any) -> tuple[int, None]:
-        """Refuse to commit: this node is no archive."""
-        return UNRECOGNIZED_OPERATION, None
-
-    def _event_report(self, event: Any) -> int:
-        if event.event_type not in _COMMITMENT_EVENT_TYPES:
+    def _note(self, context: Context, request: Command, incoming: Incoming) -> int:
+        if request.type_id not in _COMMITMENT_EVENT_TYPES:
             return NO_SUCH_EVENT_TYPE
-        check_structure(event.request.EventInformation.getvalue(), event.context.transfer_syntax)
-        report = event.event_information
+        report = _report(incoming, context.transfer_syntax)
         transaction_uid = str(report.get("TransactionUID", ""))
         if not transaction_uid:
             return INVALID_ARGUMENT_VALUE
@@ -194,43 +186,11 @@ class Services:
         logger.info("Storage Commitment was reported.", extra=extra)
         return SUCCESS
 
-    def _peer(self, assoc: Association) -> str:
-        request = _request(assoc, count=False)
-        return self._admission.peer(request.calling_ae, request.address)
 
-
-def _request(assoc: Association, *, count: bool = True) -> AssociationRequest:
-    primitive = assoc.requestor.primitive
-    host = _host(assoc)
-    others = [a for a in assoc._server.active_associations if a.is_established] if count and assoc._server else []
-    return AssociationRequest(
-        calling_ae=str(getattr(primitive, "calling_ae_title", "") or "").strip(),
-        called_ae=str(getattr(primitive, "called_ae_title", "") or "").strip(),
-        address=host,
-        application_context=str(getattr(primitive, "application_context_name", "") or ""),
-        established=len(others),
-        established_from_address=sum(_host(other) == host for other in others),
-    )
-
-
-def _host(assoc: Association) -> str:
-    address = assoc.requestor.address_info
-    return address.address if address else ""
-
-
-def _arrival(event: Any) -> Arrival:
-    return Arrival(
-        sop_class_uid=str(event.request.AffectedSOPClassUID),
-        sop_instance_uid=str(event.request.AffectedSOPInstanceUID),
-        transfer_syntax_uid=str(event.context.transfer_syntax),
-        calling_ae=_request(event.assoc, count=False).calling_ae,
-    )
-
-
-def _status(answer: Answer) -> Dataset:
-    """Return the response's status, with the reason as Error Comment (0000,0902)."""
-    ds = Dataset()
-    ds.Status = int(answer.status)
-    if answer.reason:
-        ds.ErrorComment = answer.reason.encode("ascii", "replace").decode("ascii")[:64]
-    return ds
+def _report(incoming: Incoming, transfer_syntax: str) -> Dataset:
+    """Return the Event Information; raises `Refused` when it cannot be parsed without risk."""
+    if incoming.size > _MAX_REPORT:
+        raise Refused(StoreStatus.CANNOT_UNDERSTAND, "the report is too large")
+    encoded = bytes(incoming.whole())
+    check_structure(encoded, transfer_syntax)
+    return decode(BytesIO(encoded), transfer_syntax == UNCOMPRESSED[1], True)

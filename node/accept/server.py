@@ -1,79 +1,68 @@
 """The accept loop: one selector for the listening socket and the vestibule; associations run in threads of their own.
 
-A seam for more: several processes may run this loop on one port (`SO_REUSEPORT`), and a TLS handshake belongs into
-the vestibule, never into `accept`.
+A TLS handshake belongs into the thread or the vestibule, never into `accept`.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import selectors
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
-from pynetdicom import AE
-from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
-from pynetdicom.transport import AssociationServer, RequestHandler
 
-from node.accept.guard import GuardedDIMSE, GuardedSocket, GuardedStateMachine, Limits, close
-from node.accept.queues import Indications, Outgoing
+from node.accept.association import AssociationRequest, Rejection
+from node.accept.dataphase import Association
+from node.accept.guard import Limits, close
+from node.accept.negotiate import Proposal
+from node.accept.scp import Services
 from node.accept.vestibule import Address, Vestibule
+from node.accept.wire import Wire
 from node.log import describe
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
-_COLLECT_S = 30.0
+_BACKLOG = 128
 
 
-class _Shared(list[Any]):
-    """A list that every association may share: pynetdicom copies the contexts for each, which takes 40 ms."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self
-
-
-class GuardedServer(AssociationServer):
-    """An association server whose connections pass the vestibule and run under `limits`."""
-
-    request_queue_size = 128
+class Server:
+    """Listens at `address`; raises `OSError` when it is taken."""
 
     def __init__(
         self,
-        ae: AE,
         address: tuple[str, int],
-        contexts: list[PresentationContext],
-        handlers: list[Any],
+        contexts: Sequence[PresentationContext],
+        services: Services,
         limits: Limits,
         turned_away: Callable[[str], None],
     ) -> None:
-        self._wake_reader, self._wake_writer = socket.socketpair()  # first: a taken port calls `server_close`
-        super().__init__(ae, address, ae.ae_title, contexts, evt_handlers=handlers, request_handler=_Handler)
-        self.limits, self._turned_away = limits, turned_away
-        self.contexts = _Shared(self.contexts)
+        self._contexts, self._services, self._limits, self._turned_away = contexts, services, limits, turned_away
+        self._listening = _listen(address)
+        self.port = int(self._listening.getsockname()[1])
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._associations: set[Association] = set()
+        self._lock = threading.Lock()
         self._stopping = False
-        self._collected_at = time.monotonic()
 
-    def serve_forever(self, poll_interval: float = _TICK_S) -> None:
+    def serve_forever(self) -> None:
         """Accept and read until `stop` is called."""
-        listening = cast(socket.socket, self.socket)
-        listening.setblocking(False)
         with selectors.DefaultSelector() as selector:
-            selector.register(listening, selectors.EVENT_READ)
+            selector.register(self._listening, selectors.EVENT_READ)
             selector.register(self._wake_reader, selectors.EVENT_READ)
-            vestibule = Vestibule(selector, self.limits, self._admit, self._turned_away)
+            vestibule = Vestibule(selector, self._limits, self._admit, self._turned_away)
             while not self._stopping:
-                for key, _ in selector.select(poll_interval):
+                for key, _ in selector.select(_TICK_S):
                     self._serve(key.fileobj, vestibule)
                 vestibule.expire()
-                self._collect()
             vestibule.close()
-        self.server_close()
+        for end in (self._listening, self._wake_reader, self._wake_writer):
+            end.close()
 
     def stop(self) -> None:
         """Make `serve_forever` return; connections that associate stay."""
@@ -81,15 +70,28 @@ class GuardedServer(AssociationServer):
         with suppress(OSError):  # the loop saw it between two rounds and has closed the pair already
             self._wake_writer.send(b"\0")
 
-    def server_close(self) -> None:
-        """Close the listening socket and the pair that wakes the loop."""
-        super().server_close()
-        self._wake_reader.close()
-        self._wake_writer.close()
+    @property
+    def established(self) -> int:
+        """Associations that are established now."""
+        with self._lock:
+            return sum(association.is_established for association in self._associations)
+
+    @property
+    def busy(self) -> int:
+        """Associations that have a request in hand now."""
+        with self._lock:
+            return sum(association.is_busy for association in self._associations)
+
+    def abort(self) -> None:
+        """Abort every association."""
+        with self._lock:
+            associations = list(self._associations)
+        for association in associations:
+            association.abort()
 
     def _serve(self, ready: Any, vestibule: Vestibule) -> None:
         try:
-            if ready is self.socket:
+            if ready is self._listening:
                 self._accept(vestibule)
             elif ready is not self._wake_reader:
                 vestibule.read(ready)
@@ -98,7 +100,7 @@ class GuardedServer(AssociationServer):
 
     def _accept(self, vestibule: Vestibule) -> None:
         try:
-            connection, address = cast(socket.socket, self.socket).accept()
+            connection, address = self._listening.accept()
         except OSError as error:  # the peer is gone again, or there are no descriptors left
             logger.warning(
                 "A connection was not accepted.", extra={"action": "accept_failed", "error": describe(error)}
@@ -109,41 +111,47 @@ class GuardedServer(AssociationServer):
 
     def _admit(self, connection: socket.socket, address: Address, first: bytes) -> None:
         try:
-            _Handler.admit(connection, address, self, first)
+            association = Association(Wire(connection, self._limits), address[0], self._services, self._limits)
+            thread = threading.Thread(target=self._run, args=(association, first), name="association", daemon=True)
+            with self._lock:
+                self._associations.add(association)
+            thread.start()
         except Exception as error:  # a border: one connection must not end the accept loop
             logger.error("An association did not start.", extra={"action": "accept_failed", "error": describe(error)})
             close(connection)
 
-    def _collect(self) -> None:
-        """Free what ended associations left in reference cycles: it may be many megabytes that count as few objects."""
-        if time.monotonic() - self._collected_at > _COLLECT_S:
-            gc.collect()
-            self._collected_at = time.monotonic()
+    def _run(self, association: Association, first: bytes) -> None:
+        try:
+            association.run(first, self._contexts, self._enter)
+        finally:
+            with self._lock:
+                self._associations.discard(association)
+
+    def _enter(self, association: Association, proposal: Proposal) -> Rejection | None:
+        """Decide and count in one go, so that two requests cannot both be the last one."""
+        with self._lock:
+            others = [other for other in self._associations if other.is_established]
+            request = AssociationRequest(
+                calling_ae=proposal.calling_ae,
+                called_ae=proposal.called_ae,
+                address=association.address,
+                application_context=proposal.application_context,
+                established=len(others),
+                established_from_address=sum(other.address == association.address for other in others),
+            )
+            rejection = self._services.admission.decide(request)
+            association.is_established = rejection is None
+            return rejection
 
 
-class _Handler(RequestHandler):
-    """Makes the association of one admitted connection."""
-
-    server: GuardedServer
-    first = b""
-
-    @classmethod
-    def admit(cls, connection: socket.socket, address: Address, server: GuardedServer, first: bytes) -> None:
-        """Start the association whose A-ASSOCIATE-RQ is `first`."""
-        handler = cls.__new__(cls)
-        handler.request, handler.client_address, handler.server = connection, address, server
-        handler.first = first
-        handler.handle()
-
-    def _create_association(self) -> Association:
-        assoc = super()._create_association()
-        assoc.dul.event_queue.get_nowait()  # the stock socket announced the connection; ours does so again
-        assoc.dul.socket = None
-        assoc.dimse = GuardedDIMSE(assoc, self.server.limits)
-        assoc.dul.to_provider_queue, assoc.dul.to_user_queue = Outgoing(), Indications(assoc.dimse.msg_queue)
-        assoc.set_socket(
-            GuardedSocket(assoc, self.request, self.server.limits, self.first, assoc.dul.to_provider_queue)
-        )
-        assoc.dul.state_machine = GuardedStateMachine(assoc.dul)
-        assoc.dul.daemon = True
-        return assoc
+def _listen(address: tuple[str, int]) -> socket.socket:
+    listening = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+        listening.listen(_BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening

@@ -135,7 +135,7 @@ class _Walk:
         """Return VR, offset of the value and length of the element at `start` (PS3.5 §7.1.2, §7.1.3)."""
         if frame.implicit:
             return b"", start + 8, _u32(self._data, start + 4)[0]
-        vr = self._data[start + 4 : start + 6]
+        vr = bytes(self._data[start + 4 : start + 6])
         if vr in _SHORT_VR:
             return vr, start + 8, _u16(self._data, start + 6)[0]
         if vr not in _LONG_VR and not (vr.isalpha() and vr.isupper()):

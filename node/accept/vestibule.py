@@ -9,20 +9,27 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
-import struct
 import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from node.accept.guard import A_ASSOCIATE_RQ, INVALID_PARAMETER, PDU_TYPES, UNEXPECTED_PDU, Limits, abort_pdu, close
+from node.accept.guard import (
+    A_ASSOCIATE_RQ,
+    HEADER,
+    INVALID_PARAMETER,
+    PDU_TYPES,
+    UNEXPECTED_PDU,
+    Limits,
+    abort_pdu,
+    close,
+)
 
 logger = logging.getLogger(__name__)
 
 Address = tuple[str, int] | tuple[str, int, int, int]
 Admit = Callable[[socket.socket, Address, bytes], None]
-_HEADER = struct.Struct(">BBL")
 _QUIET_S = 10.0
 """Strangers are logged at most this often; the metrics count all of them."""
 
@@ -35,7 +42,7 @@ class _Waiting:
     address: Address
     deadline: float
     received: bytearray = field(default_factory=bytearray)
-    expected: int = _HEADER.size
+    expected: int = HEADER.size
 
 
 class Vestibule:
@@ -88,13 +95,13 @@ class Vestibule:
 
     def _advance(self, waiting: _Waiting) -> None:
         """Go from a whole header to the body, and from a whole PDU to the association."""
-        pdu_type, _, length = _HEADER.unpack(waiting.received[: _HEADER.size])
+        pdu_type, _, length = HEADER.unpack(waiting.received[: HEADER.size])
         if pdu_type != A_ASSOCIATE_RQ:
             reason = "unexpected PDU" if pdu_type in PDU_TYPES else "not DICOM"
             return self._show_out(waiting, reason, abort_pdu(UNEXPECTED_PDU))
         if length > self._limits.control_pdu:
             return self._show_out(waiting, "too long", abort_pdu(INVALID_PARAMETER))
-        waiting.expected = _HEADER.size + length
+        waiting.expected = HEADER.size + length
         if len(waiting.received) == waiting.expected:
             self._forget(waiting)
             waiting.connection.setblocking(True)

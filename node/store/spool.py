@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from mmap import mmap
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import IO
 
@@ -31,7 +31,7 @@ _GROUP_LENGTH = 12
 """Bytes of (0002,0000) File Meta Information Group Length, explicit VR little endian (PS3.10 §7.1)."""
 _CHUNK = 1 << 20
 
-Encoded = bytes | mmap
+Encoded = bytes | memoryview | mmap
 """An encoded data set: in memory, or mapped from a scratch file where it is large."""
 
 
@@ -82,7 +82,7 @@ class Spool:
 
         Returns only when the file would survive a power cut. The same data set again gives the same answer.
         """
-        sha256 = hashlib.sha256(dataset).hexdigest()
+        sha256 = _digest(dataset)
         return self._store("instances", sha256, (header, dataset), tail=dataset)
 
     def scratch(self) -> IO[bytes]:
@@ -276,8 +276,7 @@ def _ends_with(path: Path, tail: Encoded) -> bool:
             if start < 0:
                 return False
             file.seek(start)
-            view = memoryview(tail)
-            return all(file.read(_CHUNK) == view[at : at + _CHUNK] for at in range(0, len(tail), _CHUNK))
+            return all(file.read(_CHUNK) == chunk for chunk in _chunks(tail))
     except FileNotFoundError:
         return False
 
@@ -292,9 +291,25 @@ def _touched(path: Path) -> bool:
 
 
 def _write_all(descriptor: int, data: Encoded) -> None:
+    for chunk in _chunks(data):
+        while chunk:
+            chunk = chunk[os.write(descriptor, chunk) :]
+
+
+def _digest(data: Encoded) -> str:
+    total = hashlib.sha256()
+    for chunk in _chunks(data):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def _chunks(data: Encoded) -> Iterator[memoryview]:
+    """Yield `data` piece by piece; of what is mapped, no more stays in this process's memory than a piece."""
     view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    for start in range(0, len(view), _CHUNK):
+        yield view[start : start + _CHUNK]
+        if isinstance(data, mmap):
+            data.madvise(MADV_DONTNEED, start, min(_CHUNK, len(view) - start))
 
 
 def _fsync_folder(folder: Path) -> None:

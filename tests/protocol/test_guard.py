@@ -138,7 +138,7 @@ def test_a_violation_ends_the_association_and_nothing_else(node: Node, message: 
     said = ending(connection)
     assert said is not None
     assert said == b"" or said[0] == ABORT
-    assert settle(threads - 2) <= threads - 2  # both threads of the association are gone
+    assert settle(threads - 1) <= threads - 1  # the thread of the association is gone
     assert "Thread" not in errors.getvalue()
     assert node.echo() == 0x0000
 
@@ -195,9 +195,8 @@ def test_a_store_without_instance_uid_is_aborted_not_left_hanging(node: Node) ->
     assert node.echo() == 0x0000
 
 
-def test_requests_that_do_not_wait_are_all_answered_and_never_pile_up(node: Node) -> None:
-    """The socket is not read while a message waits, so a pipelining peer fills its own buffers, not our memory."""
-    most = 0
+def test_requests_that_do_not_wait_are_all_answered_in_turn(node: Node) -> None:
+    """The socket is not read while a request is served, so a pipelining peer fills its own buffers, not our memory."""
     with associated(node.port, [(CT, [EXPLICIT])]) as assoc:
         assoc._reactor_checkpoint.clear()
         while not assoc._is_paused:
@@ -207,14 +206,11 @@ def test_requests_that_do_not_wait_are_all_answered_and_never_pile_up(node: Node
             request(assoc, data, sop_instance=f"1.2.3.{n}")
         answers = []
         while len(answers) < 40:
-            for theirs in node.listener._server.active_associations:
-                most = max(most, theirs.dimse.msg_queue.qsize())
             _, response = assoc.dimse.get_msg(block=True)
             assert response is not None
             answers.append(response.Status)
         assoc._reactor_checkpoint.set()
     assert answers == [0x0000] * 40
-    assert most <= QUICK.waiting_messages + 1
     assert len(node.instances()) == 40
 
 
@@ -266,6 +262,6 @@ def test_an_association_on_which_nothing_happens_costs_next_to_nothing(node: Nod
     assert [read_pdu(peer)[0] for peer in peers] == [0x02] * 20
     before = time.process_time()
     time.sleep(1)
-    assert time.process_time() - before < 0.2, "forty threads look again and again"
+    assert time.process_time() - before < 0.2, "twenty threads look again and again"
     for peer in peers:
         peer.close()
