@@ -20,7 +20,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from node.accept.guard import Limits
 from node.accept.listener import Listener, serve
 from node.metrics import Registry
-from node.settings import NodeSettings, Settings
+from node.settings import DatabaseSettings, NodeSettings, Settings, SpoolSettings
 from node.store.db import Database, rows
 from node.store.spool import Spool
 from tests.unit.encoded import CT, EXPLICIT
@@ -60,8 +60,10 @@ def listening(
     folder: Path, refuse_below: int = 0, limits: Limits | None = None, settings: Settings | None = None
 ) -> Iterator[Node]:
     """A node that listens while the block runs."""
-    settings = settings or Settings(node=NodeSettings(port=0))
-    spool, db, metrics = Spool(folder / "state" / "spool", refuse_below), _database(folder), Registry()
+    db = _database(folder)
+    where = {"spool": SpoolSettings(url=folder / "state" / "spool"), "database": DatabaseSettings(url=str(db.url))}
+    settings = (settings or Settings(node=NodeSettings(port=0))).model_copy(update=where)
+    spool, metrics = Spool(settings.spool.url, refuse_below), Registry()
     listener = serve(settings, db, spool, metrics, limits)
     try:
         yield Node(listener, spool, db, metrics, folder / "state" / "audit.log")
