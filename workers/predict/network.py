@@ -24,6 +24,7 @@ from node.errors import BundleError, Permanent, Transient
 from node.findings import Volume
 from workers.predict import device as devices
 from workers.predict import weights
+from workers.predict.quick import quicken
 from workers.predict.scripts import Scripts
 
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -63,6 +64,7 @@ class Network:
             reason = f"{type(error).__name__}: {error}"
             raise BundleError(f"Bundle {bundle.title}: configs/inference.json does not build: {reason}") from error
         self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
+        self._leaves_alone = quicken(self._before, self._after)
         self._network = weights.load(parts.get("network_def"), bundle, self._device)
 
     def read(self, volume: Volume) -> NDArray[Any]:
@@ -73,7 +75,7 @@ class Network:
         """
         self.shapes = {"source": volume.pixels.shape}
         with torch.inference_mode(), self._at_work(volume):
-            case = self._before({"image": to_image(volume)})
+            case = self._before({"image": to_image(volume, copy=not self._leaves_alone)})
             self.shapes["network_input"] = (1, *case["image"].shape)
             answer = self._inferer(case["image"].as_tensor()[None].to(self._device), self._network)
             case["pred"] = self._require_finite(answer)[0]
@@ -131,15 +133,16 @@ class Network:
         return MetaTensor(answer.float().cpu())
 
 
-def to_image(volume: Volume) -> MetaTensor:
+def to_image(volume: Volume, copy: bool = True) -> MetaTensor:
     """Return `volume` as MONAI's readers hand images over: (column, row[, slice]), float32, no channel.
 
-    A stack has a RAS affine in mm, as from a NIfTI file; a film has its pixel grid, as from a picture file.
+    A stack has a RAS affine in mm, as from a NIfTI file; a film has its pixel grid, as from a picture file. In memory
+    a stack runs on as it did; without `copy` it is the very memory of `volume`, which nobody may write to.
     """
-    array = np.ascontiguousarray(volume.pixels.transpose(2, 1, 0))
+    array = (volume.pixels.copy() if copy else volume.pixels).transpose(2, 1, 0)
     affine = _LPS_TO_RAS @ volume.affine_mm
     if len(volume.sources) == 1:
-        array = array[:, :, 0]
+        array = np.ascontiguousarray(array[:, :, 0])
         affine = np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0, 1.0])
     meta = {"original_channel_dim": "no_channel", "space": "RAS"}
     return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=meta)

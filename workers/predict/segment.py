@@ -33,11 +33,21 @@ def _on_source_grid(pred: NDArray[Any], volume: Volume, bundle: Bundle) -> NDArr
             f"{bundle.title} answered on a grid of {pred.shape}; the source grid is {expected}. Nothing was reported. "
             "Its postprocessing must end with Invertd and a label map."
         )
-    found = set(np.unique(pred).tolist())
+    found = set(_values(pred))
     unknown = found - {0, *(entry.value for entry in bundle.dicom.segment)}
     if unknown:
         raise Permanent(f"{bundle.title} answered with labels {sorted(unknown)[:5]} that dicom.toml does not explain.")
     return np.ascontiguousarray(pred.reshape(columns, rows, slices).transpose(2, 1, 0), dtype=np.uint8)
+
+
+def _values(pred: NDArray[Any]) -> list[Any]:
+    """Return the values that occur; of bytes without sorting them."""
+    if pred.dtype != np.uint8:
+        return list(np.unique(pred).tolist())
+    occurs = np.zeros(256, np.bool_)
+    for part in pred.reshape(pred.shape[1:]).transpose():  # as labels lie in memory: slice by slice
+        occurs[part] = True
+    return list(np.flatnonzero(occurs).tolist())
 
 
 def _segment(entry: SegmentEntry, mask: NDArray[np.bool_], volume: Volume) -> Segment:
