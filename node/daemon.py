@@ -47,9 +47,9 @@ MAX_PAUSE_S = 30.0
 class Pace:
     """How often each loop looks, in seconds; the demo and the tests are in more of a hurry."""
 
-    assemble: float = 1.0
-    route: float = 1.0
-    ring: float = 1.0
+    assemble: float = 0.2
+    route: float = 0.2
+    ring: float = 0.2
     settle: float = 1.0
     retain: float = 10.0
 

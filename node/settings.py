@@ -30,6 +30,7 @@ from node.configvalues import (
     ResultKind,
     Size,
     Text,
+    Weight,
     is_loopback,
 )
 from node.errors import ConfigError, Permanent
@@ -70,11 +71,22 @@ class Destination(_Section):
 
 
 class Completeness(_Section):
-    """`[completeness]`: when a study is taken as complete."""
+    """`[completeness]`: when a study is taken as complete. Evidence that holds adds its weight; 1 is enough."""
 
     quiet_period: Duration = 60.0
     max_wait: Duration = 3600.0
-    late_instances: Literal["reread", "ignore"] = "reread"
+    pause: Duration = 0.5
+    """Nothing but the longest wait counts before so long without an instance."""
+    archive: Text | None = None
+    """The destination that is asked how many instances a study has."""
+    fetch: Literal["no", "move", "get"] = "no"
+    fetch_attempts: int = Field(default=3, ge=1, le=20, strict=True)
+    fetch_timeout: Annotated[Duration, Field(gt=0)] = 600.0
+    release_weight: Weight = 0.5
+    count_weight: Weight = 0.5
+    quiet_weight: Weight = 1.0
+    wait_weight: Weight = 1.0
+    late_instances: Literal["supersede", "reread", "ignore"] = "supersede"
 
 
 class SpoolSettings(_Section):
@@ -148,6 +160,8 @@ class Route(_Section):
     models: tuple[str, ...]
     send_to: tuple[str, ...]
     results: tuple[ResultKind, ...] = ("SR", "SEG", "SC")
+    priority: Literal["routine", "high", "stat"] = "routine"
+    """Read at least so urgently; the images may ask for more."""
 
 
 class Routes(_Section):
@@ -177,9 +191,7 @@ def load_settings(path: Path) -> Settings:
     """
     settings, lines = read_model(path, Settings)
     _refuse_duplicates(path, "peer", [peer.name for peer in settings.peer], lines)
-    if settings.completeness.max_wait < settings.completeness.quiet_period:
-        message = "at least quiet_period was expected, or no study could become complete by it"
-        raise ConfigError(path, line_of(("completeness", "max_wait"), lines), f"[completeness] max_wait: {message}")
+    _refuse_endless(path, settings, lines)
     if not is_loopback(settings.node.bind) and not settings.peer:
         message = f"{settings.node.bind} is reachable from outside, so at least one [[peer]] must be named"
         raise ConfigError(path, line_of(("node", "bind"), lines), f"[node] bind: {message}")
@@ -215,6 +227,26 @@ def _refuse_duplicates(path: Path, table: str, names: list[str], lines: dict[Key
             first = line_of((table, names.index(name)), lines)
             line = line_of((table, index, "name"), lines)
             raise ConfigError(path, line, f'{table} "{name}": the name is taken by the {table} on line {first}')
+
+
+def _refuse_endless(path: Path, settings: Settings, lines: dict[Key, int]) -> None:
+    """Refuse rules of completeness by which some study would never be read, or ask an archive that is not there."""
+    rules, known = settings.completeness, ", ".join(settings.destination) or "none"
+    longest = "at least quiet_period was expected, or no study could become complete by it"
+    weights = "with quiet_weight it must be at least 1, or a study of which nothing else is known is never read"
+    faults = (
+        ("max_wait", rules.max_wait < rules.quiet_period, longest),
+        ("wait_weight", rules.quiet_weight + rules.wait_weight < 1, weights),
+        (
+            "archive",
+            rules.archive not in (None, *settings.destination),
+            f'there is no [destination] "{rules.archive}"; there is {known}',
+        ),
+        ("fetch", rules.fetch != "no" and rules.archive is None, "archive must name the destination to fetch from"),
+    )
+    for key, wrong, message in faults:
+        if wrong:
+            raise ConfigError(path, line_of(("completeness", key), lines), f"[completeness] {key}: {message}")
 
 
 def _refuse_conditions(path: Path, index: int, route: Route, lines: dict[Key, int]) -> None:

@@ -102,9 +102,6 @@ def _request(desk: Desk, claimed: Claimed, out: Path) -> Request:
         for row in rows
         if row.series_instance_uid == claimed.series_instance_uid and (not wanted or row.sop_instance_uid in wanted)
     ]
-    earlier = jobs.predecessors(
-        desk.db, claimed.study_instance_uid, claimed.series_instance_uid, claimed.bundle, claimed.revision
-    )
     return Request(
         job_id=claimed.id,
         study_instance_uid=claimed.study_instance_uid,
@@ -117,10 +114,18 @@ def _request(desk: Desk, claimed: Claimed, out: Path) -> Request:
         out=str(out),
         device=desk.settings.worker.device,
         key=studies.manifest_sha256(rows),
-        predecessors=tuple(str(desk.spool.path(path)) for path in earlier),
+        predecessors=_predecessors(desk, claimed),
         ae_title=desk.settings.node.ae_title,
         highest_series_number=_highest_series_number(desk, rows),
     )
+
+
+def _predecessors(desk: Desk, claimed: Claimed) -> tuple[str, ...]:
+    """Return the reports that the new one supersedes; none where late instances are only to be read again."""
+    if desk.settings.completeness.late_instances != "supersede":
+        return ()
+    key = (claimed.study_instance_uid, claimed.series_instance_uid, claimed.bundle, claimed.revision)
+    return tuple(str(desk.spool.path(path)) for path in jobs.predecessors(desk.db, *key))
 
 
 def _highest_series_number(desk: Desk, rows: Sequence[InstanceRow]) -> int | None:

@@ -114,6 +114,8 @@ class Association:
                 continue
             self._wire.skip(left)
             if kind == A_RELEASE_RQ:
+                if self._session is not None:
+                    self._session.is_released = True
                 self._wire.send(release_pdu())
             elif kind != A_ABORT:
                 raise ProtocolViolation(f"a PDU of type {kind:02X}H has no place here", UNEXPECTED_PDU)

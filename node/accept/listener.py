@@ -20,9 +20,10 @@ from node.accept.scp import Services
 from node.accept.server import Server
 from node.accept.stow import Stow
 from node.audit import Audit, AuditEvent, Outcome
+from node.clock import now
 from node.metrics import Registry
 from node.settings import Settings, state_folder
-from node.store import deliveries, studies
+from node.store import completion, deliveries, studies
 from node.store.db import Database
 from node.store.spool import Spool
 
@@ -99,10 +100,14 @@ def serve(
     """
     metrics, limits = metrics or Registry(), limits or Limits()
     _quiet_pynetdicom()
-    registrar = Registrar(partial(studies.register, db, late=settings.completeness.late_instances))
+    register = partial(studies.register, db, late=settings.completeness.late_instances)
+    registrar = Registrar(register, released=partial(completion.released, db))
     door = Door(spool, registrar)
     audit = Audit(state_folder(settings) / "audit.log")
-    services = Services(Admission(settings), door, partial(deliveries.committed, db), audit, metrics)
+    committed = partial(deliveries.committed, db)
+    services = Services(
+        Admission(settings), door, committed, audit, metrics, lambda _, studies: registrar.release(studies, now())
+    )
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
     server = Server(
         (settings.node.bind, settings.node.port),

@@ -115,6 +115,14 @@ class Door:
         return Answer(StoreStatus.SUCCESS, header=header)
 
 
+@dataclass(frozen=True)
+class Release:
+    """An association that brought instances of these studies was released at `at` (seconds since the epoch)."""
+
+    study_uids: tuple[str, ...]
+    at: float
+
+
 class Registrar:
     """Registers durable instances in the index, in batches, on a thread of its own that never gives up.
 
@@ -122,9 +130,14 @@ class Registrar:
     good is named in the log and set aside; it stays in the spool, where recovery finds it.
     """
 
-    def __init__(self, register: Register, longest_pause_s: float = 5.0) -> None:
-        self._register, self._longest_pause_s = register, longest_pause_s
-        self._queue: queue.SimpleQueue[Received | None] = queue.SimpleQueue()
+    def __init__(
+        self,
+        register: Register,
+        longest_pause_s: float = 5.0,
+        released: Callable[[tuple[str, ...], float], None] = lambda study_uids, at: None,
+    ) -> None:
+        self._register, self._longest_pause_s, self._released = register, longest_pause_s, released
+        self._queue: queue.SimpleQueue[Received | Release | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._ended = False
         self._waiting, self._lock = 0, threading.Lock()
@@ -142,6 +155,10 @@ class Registrar:
             self._waiting += 1
         self._queue.put(received)
 
+    def release(self, study_uids: Sequence[str], at: float) -> None:
+        """Hand over that an association was released; noted once all that came before it is registered."""
+        self._queue.put(Release(tuple(study_uids), at))
+
     def close(self, timeout_s: float) -> bool:
         """Register what waits and end; False when time ran out (recovery registers the rest)."""
         self._queue.put(None)
@@ -151,14 +168,27 @@ class Registrar:
 
     def _run(self) -> None:
         while not self._ended:
-            batch = self._take()
-            self._register_batch(batch)
+            taken = self._take()
+            batch = [item for item in taken if isinstance(item, Received)]
+            if batch:
+                self._register_batch(batch)
             with self._lock:
                 self._waiting -= len(batch)
+            for item in taken:
+                if isinstance(item, Release):
+                    self._note(item)
 
-    def _take(self) -> list[Received]:
+    def _note(self, release: Release) -> None:
+        """Note a release once; where the database is away, the quiet period decides as if there had been none."""
+        try:
+            self._released(release.study_uids, release.at)
+        except Exception as error:  # a border: the listener must live
+            extra = {"action": "release_not_noted", "error": describe(error)}
+            logger.warning("The release of an association was not noted.", extra=extra)
+
+    def _take(self) -> list[Received | Release]:
         """Wait for the first instance and take with it what comes soon after; None in the queue is the end."""
-        batch: list[Received] = []
+        batch: list[Received | Release] = []
         deadline = float("inf")
         while len(batch) < MAX_BATCH:
             try:

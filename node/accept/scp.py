@@ -7,6 +7,7 @@ Storage Commitment, has been walked under the limits of `structure` before.
 from __future__ import annotations
 
 import logging
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -66,13 +67,33 @@ class Session:
     calling_ae: str
     address: str
     studies: Counter[str] = field(default_factory=Counter)
+    is_released: bool = False
+    """Whether its peer said that it is done, rather than being cut off."""
+
+
+class Released(Protocol):
+    """Is told that an association was released which brought instances of these studies, and the last to do so."""
+
+    def __call__(self, calling_ae: str, study_uids: Sequence[str], /) -> None:
+        """Hand the evidence on; must not wait for the database."""
 
 
 class Services:
     """What every association of one listener asks."""
 
-    def __init__(self, admission: Admission, door: Door, committed: Committed, audit: Audit, metrics: Registry) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        door: Door,
+        committed: Committed,
+        audit: Audit,
+        metrics: Registry,
+        released: Released = lambda calling_ae, study_uids: None,
+    ) -> None:
         self.admission, self.door, self._committed, self._audit = admission, door, committed, audit
+        self._released = released
+        self._open: dict[int, Session] = {}
+        self._lock = threading.Lock()
         peers = admission.names
         self._associations = metrics.counter(
             "wetread_associations_total", "Association requests.", peer=peers, result=("accepted", "rejected")
@@ -103,10 +124,22 @@ class Services:
             AuditEvent.ASSOCIATION_ACCEPTED, Outcome.SUCCESS, peer=peer,
             calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address,
         )  # fmt: skip
-        return Session(peer, request.calling_ae, request.address)
+        session = Session(peer, request.calling_ae, request.address)
+        with self._lock:
+            self._open[id(session)] = session
+        return session
 
     def ended(self, session: Session) -> None:
-        """Write one audit line per study that came in."""
+        """Write one audit line per study that came in, and hand on that they came to a regular end.
+
+        A release, not an abort, is evidence that a study is whole, unless another association still brings it.
+        """
+        with self._lock:
+            self._open.pop(id(session), None)
+            others = {study for other in self._open.values() for study in list(other.studies)}
+        whole = [study for study in session.studies if study not in others]
+        if session.is_released and whole:
+            self._released(session.calling_ae, whole)
         for study, count in session.studies.items():
             self._audit.write(
                 AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=study, count=count,

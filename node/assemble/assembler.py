@@ -7,7 +7,7 @@ import logging
 from node.assemble import completeness
 from node.crashpoints import reach
 from node.settings import Settings
-from node.store import studies
+from node.store import completion, studies
 from node.store.db import Database
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ def tick(db: Database, settings: Settings, now: float) -> int:
     """
     rules = settings.completeness
     completed = 0
-    for due in studies.due(db, now, rules.quiet_period, rules.max_wait):
-        verdict = completeness.judge(due.opened_at, due.last_received_at, now, rules)
+    for due in completion.waiting(db, now, min(rules.pause, rules.quiet_period), rules.max_wait):
+        verdict = completeness.judge(due, now, rules)
         if not verdict.complete:
             continue
         reach("assemble.before")

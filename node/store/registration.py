@@ -18,6 +18,9 @@ from node.crashpoints import reach
 from node.states import StudyState as S
 from node.store.db import Database, move, record, rows
 
+Late = Literal["supersede", "reread", "ignore"]
+"""What `completeness.late_instances` says; whether a report names its predecessor is for the worker."""
+
 
 @dataclass(frozen=True)
 class Received:
@@ -48,7 +51,7 @@ _INSERT_INSTANCE = sa.text(
 )
 
 
-def register(db: Database, received: Sequence[Received], late: Literal["reread", "ignore"] = "reread") -> int:
+def register(db: Database, received: Sequence[Received], late: Late = "reread") -> int:
     """Index instances in one transaction; return how many were new.
 
     A new instance of a study that was complete reopens it, unless `late` is "ignore" or it is our own result.
@@ -85,9 +88,7 @@ def hold(connection: sa.Connection, study_uid: str) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def _register_study(
-    connection: sa.Connection, study_uid: str, received: Sequence[Received], late: Literal["reread", "ignore"]
-) -> int:
+def _register_study(connection: sa.Connection, study_uid: str, received: Sequence[Received], late: Late) -> int:
     _open(connection, study_uid, received)
     study = hold(connection, study_uid)
     assert study is not None  # noqa: S101 - inserted by the line before, never deleted
@@ -154,9 +155,7 @@ def _is_new(instance: Received, known: dict[str, dict[str, _Copy]]) -> bool:
     return False
 
 
-def _take_in(
-    connection: sa.Connection, study: dict[str, Any], images: Sequence[Received], late: Literal["reread", "ignore"]
-) -> None:
+def _take_in(connection: sa.Connection, study: dict[str, Any], images: Sequence[Received], late: Late) -> None:
     """Let new instances move the study: on with the quiet period, or back to RECEIVING."""
     uid, state = study["study_instance_uid"], S(study["state"])
     first, last = min(i.received_at for i in images), max(i.received_at for i in images)
@@ -167,7 +166,7 @@ def _take_in(
             sa.text("UPDATE study SET opened_at = :first, last_received_at = :last WHERE study_instance_uid = :uid"),
             {"first": first, "last": last, "uid": uid},
         )
-    elif late == "reread":
+    elif late != "ignore":
         reason = f"{len(images)} instances came after revision {study['revision']} was complete"
         changes = {"opened_at": first, "last_received_at": last, "reason": reason}
         move(connection, "study", uid, state, S.RECEIVING, last, reason, changes=changes)

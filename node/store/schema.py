@@ -10,13 +10,17 @@ import sqlalchemy as sa
 from node.errors import Permanent
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-VERSION = 2
+VERSION = 3
 
 UPGRADES: Mapping[int, tuple[str, ...]] = {
     1: (
         "ALTER TABLE instance ADD COLUMN last_revision INTEGER",
         "ALTER TABLE instance ADD COLUMN removed_at DOUBLE PRECISION",
         "ALTER TABLE evidence ADD COLUMN removed_at DOUBLE PRECISION",
+    ),
+    2: (
+        "ALTER TABLE instance ADD COLUMN excluded_from INTEGER",
+        "ALTER TABLE job ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
     ),
 }
 """What leads from this version to the next, as far as `schema.sql` (run afterwards) does not make it anyway."""

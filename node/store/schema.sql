@@ -30,7 +30,19 @@ CREATE TABLE IF NOT EXISTS instance (
     revision            INTEGER NOT NULL,            -- the first revision whose manifest has it
     last_revision       INTEGER,                     -- the last one; NULL as long as the file is in the spool
     removed_at          DOUBLE PRECISION,            -- when retention deleted the file; the row stays
+    excluded_from       INTEGER,                     -- the revision from which on a person let another copy stand
     PRIMARY KEY (sop_instance_uid, sha256)
+);
+CREATE TABLE IF NOT EXISTS completion (              -- what speaks for a study being all here, while it is received
+    study_instance_uid TEXT PRIMARY KEY REFERENCES study (study_instance_uid),
+    released_at        DOUBLE PRECISION,            -- the last association that brought instances was released
+    asked_at           DOUBLE PRECISION NOT NULL DEFAULT 0,  -- when the archive was last asked about it
+    seen_received_at   DOUBLE PRECISION,            -- the study's last_received_at then: the answer is worth this
+    in_archive         INTEGER,                     -- Number of Study Related Instances (0020,1208); NULL: unknown
+    missing            INTEGER,                     -- how many of them are not here; NULL: unknown
+    fetches            INTEGER NOT NULL DEFAULT 0,  -- attempts to fetch what is missing
+    fetch_after        DOUBLE PRECISION NOT NULL DEFAULT 0,  -- one is under way until then, or the next may begin
+    note               TEXT NOT NULL DEFAULT ''     -- what the last question or attempt came to; for people
 );
 CREATE INDEX IF NOT EXISTS instance_by_study ON instance (study_instance_uid, revision);
 CREATE INDEX IF NOT EXISTS instance_kept ON instance (received_at) WHERE removed_at IS NULL;
@@ -54,6 +66,7 @@ CREATE TABLE IF NOT EXISTS job (
     leased_until        DOUBLE PRECISION,
     not_before          DOUBLE PRECISION NOT NULL DEFAULT 0,
     rung_at             DOUBLE PRECISION NOT NULL DEFAULT 0,   -- when the broker was last told
+    priority            INTEGER NOT NULL DEFAULT 0,  -- 0 routine, 1 high, 2 stat; the highest is read first
     reason              TEXT NOT NULL DEFAULT '',
     summary             TEXT NOT NULL DEFAULT '',    -- what was found, in one line, for people
     created_at          DOUBLE PRECISION NOT NULL,

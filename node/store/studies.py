@@ -1,4 +1,4 @@
-"""Studies: due when received long enough, frozen when complete, routed once; `settle` derives that they are done."""
+"""Studies: frozen when complete, routed once; `settle` derives that they are done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from node.crashpoints import reach
 from node.errors import NotFound
 from node.states import StudyState as S
-from node.store import deliveries, jobs
+from node.store import completion, deliveries, jobs
 from node.store.db import Database, history, move, rows
 from node.store.ordering import NewJob, insert
 from node.store.registration import Received as Received
@@ -20,17 +20,6 @@ from node.store.registration import hold
 from node.store.registration import register as register
 from node.store.registration import registered as registered
 from node.store.settling import settle as settle
-
-
-@dataclass(frozen=True)
-class DueStudy:
-    """A study that has been received long enough; `revision` is the one that it would become."""
-
-    study_instance_uid: str
-    revision: int
-    opened_at: float
-    last_received_at: float
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -49,28 +38,12 @@ class InstanceRow:
     revision: int
 
 
-def due(db: Database, now: float, quiet_period: float, max_wait: float) -> list[DueStudy]:
-    """Return the studies without a new instance for `quiet_period` s, or receiving for `max_wait` s, oldest first."""
-    with db.reader() as connection:
-        found = rows(
-            connection,
-            "SELECT study_instance_uid, revision, opened_at, last_received_at FROM study s WHERE state = 'RECEIVING' "
-            "AND (last_received_at <= :quiet OR opened_at <= :open) AND EXISTS (SELECT 1 FROM instance i WHERE "
-            "i.study_instance_uid = s.study_instance_uid AND i.revision > s.revision AND i.is_own_result = 0 "
-            "AND i.removed_at IS NULL) "
-            "ORDER BY opened_at, study_instance_uid",
-            quiet=now - quiet_period,
-            open=now - max_wait,
-        )
-    return [_due(row, now, quiet_period) for row in found]
-
-
 def complete(
     db: Database, study_uid: str, now: float, reason: str, seen_last_received_at: float | None = None
 ) -> int | None:
     """Take the study as complete: revision + 1, its manifest frozen. Returns the revision; None if another won.
 
-    With `seen_last_received_at`, an instance that arrived since `due` looked is waited for, too (also None).
+    With `seen_last_received_at`, an instance that arrived since somebody looked is waited for, too (also None).
     """
     with db.transaction() as connection:
         study = hold(connection, study_uid)
@@ -95,6 +68,7 @@ def complete(
             f"revision {revision}: {reason}",
             changes=changes,
         )
+        completion.forget(connection, [study_uid])
         reach("assemble.before_commit")
         return revision
 
@@ -221,17 +195,10 @@ def manifest_in(connection: sa.Connection, study_uid: str, revision: int) -> lis
         connection,
         f"SELECT {', '.join(names)} FROM instance WHERE study_instance_uid = :uid "  # noqa: S608 - our own names
         "AND revision <= :revision AND (last_revision IS NULL OR last_revision >= :revision) AND is_own_result = 0 "
+        "AND (excluded_from IS NULL OR excluded_from > :revision) "
         "ORDER BY received_at, revision, sha256",
         uid=study_uid,
         revision=revision,
     )
     last = {row["sop_instance_uid"]: InstanceRow(**row) for row in found}
     return sorted(last.values(), key=lambda i: (i.series_instance_uid, i.sop_instance_uid))
-
-
-def _due(row: dict[str, Any], now: float, quiet_period: float) -> DueStudy:
-    quiet, waited = now - row["last_received_at"], now - row["opened_at"]
-    reason = f"quiet for {quiet:.0f} s" if quiet >= quiet_period else f"longest wait reached after {waited:.0f} s"
-    return DueStudy(
-        row["study_instance_uid"], int(row["revision"]) + 1, row["opened_at"], row["last_received_at"], reason
-    )

@@ -20,7 +20,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.conditions",),
     ("node.settings", "node.cards"),
     ("node.trust", "node.scan", "node.skeleton"),
-    ("node.log", "node.metrics", "node.audit"),
+    ("node.log", "node.metrics", "node.audit", "node.calling"),
     ("node.store",),
     ("node.embedded", "node.broker", "node.simulate"),
     ("node.accept", "node.assemble", "node.route"),

@@ -44,4 +44,4 @@ def test_a_study_that_never_falls_quiet_is_taken_after_the_longest_wait(database
         studies.register(database, [received(spool, header(StudyInstanceUID=study_uid), at=1000 + at)])
         done = assembler.tick(database, SETTINGS, 1000 + at)
         assert done == (1 if at == 600 else 0)
-    assert "still arrive" in studies.show(database, study_uid)["reason"]
+    assert "the longest wait is over" in studies.show(database, study_uid)["reason"]

@@ -87,6 +87,8 @@ def test_a_new_report_names_the_one_it_supersedes(film: Inputs, tmp_path: Path) 
     item = study.ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert study.StudyInstanceUID == old.dataset.StudyInstanceUID
     assert item.ReferencedSOPInstanceUID == old.sop_instance_uid != new.SOPInstanceUID
+    assert new.SeriesDescription == f"{old.dataset.SeriesDescription}, supersedes earlier"
+    assert len(new.SeriesDescription) <= 64, "LO has at most 64 characters (PS3.5 §6.2)"
 
 
 @pytest.mark.parametrize(

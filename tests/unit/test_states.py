@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from node.states import DELIVERY_MOVES, JOB_MOVES, STUDY_MOVES, DeliveryState, JobState, StudyState
-from node.store import deliveries, jobs, studies
+from node.store import completion, deliveries, jobs, studies
 from node.store.db import Database, rows
 from node.store.deliveries import ClaimedDelivery
 from node.store.jobs import Claimed
@@ -92,9 +92,10 @@ class Node:
         self.now += self.chance.choice([1.0, 10.0, 20.0, 40.0, 100.0])
 
     def assembles(self) -> None:
-        for study in studies.due(self.db, self.now, 30.0, 60.0):
-            assert studies.complete(self.db, STUDY, self.now, study.reason) == study.revision
-            assert studies.complete(self.db, STUDY, self.now, study.reason) is None
+        for _ in completion.waiting(self.db, self.now, 30.0, 60.0):
+            before = studies.show(self.db, STUDY)["revision"]
+            assert studies.complete(self.db, STUDY, self.now, "due") == before + 1
+            assert studies.complete(self.db, STUDY, self.now, "due") is None
 
     def routes(self) -> None:
         count = self.chance.choice([0, 1, 1, 2])

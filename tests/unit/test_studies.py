@@ -8,13 +8,13 @@ import time
 import pytest
 
 from node.errors import NotFound
-from node.store import deliveries, jobs, studies
+from node.store import completion, deliveries, jobs, studies
 from node.store.db import Database, history
 from tests.unit.rows import SERIES, STUDY, document, new_job, received, routed, running, sending, state_of
 
 
 def due(db: Database, now: float, quiet: float = 60.0, longest: float = 3600.0) -> list[str]:
-    return [study.study_instance_uid for study in studies.due(db, now, quiet, longest)]
+    return [study.study_instance_uid for study in completion.waiting(db, now, quiet, longest)]
 
 
 def test_registering_twice_changes_nothing(database: Database) -> None:
@@ -37,16 +37,14 @@ def test_a_study_is_due_when_it_is_quiet(database: Database) -> None:
     studies.register(database, [received(2, at=150.0)])
     assert due(database, 209.0) == []
     assert due(database, 210.0) == [STUDY]
-    assert studies.due(database, 212.0, 60, 3600)[0].reason == "quiet for 62 s"
 
 
 def test_a_sender_that_never_pauses_is_cut_off_at_the_longest_wait(database: Database) -> None:
     for number in range(8):
         studies.register(database, [received(number, at=100.0 + 10 * number)])
     assert due(database, 159.0, quiet=30, longest=60) == []
-    found = studies.due(database, 161.0, 30, 60)
-    assert [study.reason for study in found] == ["longest wait reached after 61 s"]
-    assert (found[0].revision, found[0].opened_at, found[0].last_received_at) == (1, 100.0, 170.0)
+    (found,) = completion.waiting(database, 161.0, 30, 60)
+    assert (found.opened_at, found.last_received_at) == (100.0, 170.0)
 
 
 def test_completing_freezes_the_manifest_once(database: Database) -> None:
@@ -63,7 +61,7 @@ def test_completing_freezes_the_manifest_once(database: Database) -> None:
 
 def test_an_instance_that_arrives_after_the_look_is_waited_for(database: Database) -> None:
     studies.register(database, [received(1, at=100.0)])
-    seen = studies.due(database, 200.0, 60, 3600)[0].last_received_at
+    seen = completion.waiting(database, 200.0, 60, 3600)[0].last_received_at
     studies.register(database, [received(2, at=199.0)])
     assert studies.complete(database, STUDY, 200.0, "quiet", seen) is None
     assert studies.complete(database, STUDY, 260.0, "quiet", 199.0) == 1
@@ -271,7 +269,7 @@ def test_a_frozen_manifest_stays_frozen_while_others_register(database_url: str)
     threads = [threading.Thread(target=register, args=(first,)) for first in (0, 1)]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads) or studies.due(db, 9999.0, 1, 1):
+    while any(thread.is_alive() for thread in threads) or completion.waiting(db, 9999.0, 1, 1):
         revision = studies.complete(db, STUDY, 500.0, "at any moment")
         if revision is not None:
             frozen[revision] = studies.manifest(db, STUDY, revision)

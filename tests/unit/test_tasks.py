@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from node import clock
 from node.bundles import Bundle
 from node.store import jobs
+from node.store.jobs import Claimed
 from tests.unit.jobs_on_disk import make_bundle, open_desk, queue_job, settings_in
 from workers import app, tasks
 from workers.tasks import Desk
@@ -69,6 +71,18 @@ def test_the_request_names_bundle_manifest_and_series_numbers(tmp_path: Path, bu
         request = tasks._request(desk, claimed, tmp_path)
         assert (request.bundle, request.digest) == (str(bundle.folder), bundle.digest)
         assert (request.highest_series_number, len(request.key), request.predecessors) == (12, 64, ())
+
+
+@pytest.mark.parametrize(("policy", "named"), [("supersede", 1), ("reread", 0)])
+def test_a_report_names_its_predecessor_where_it_supersedes_it(
+    tmp_path: Path, bundle: Bundle, policy: str, named: int
+) -> None:
+    with desk_in(tmp_path) as desk:
+        rules = desk.settings.completeness.model_copy(update={"late_instances": policy})
+        desk.settings = desk.settings.model_copy(update={"completeness": rules})
+        job = run(desk, queue_job(desk.db, desk.spool, bundle))
+        again = Claimed(**{field.name: job[field.name] for field in fields(Claimed)} | {"revision": 2})
+        assert len(tasks._request(desk, again, tmp_path).predecessors) == named
 
 
 def test_a_message_that_comes_twice_is_read_once(tmp_path: Path, bundle: Bundle) -> None:

@@ -139,7 +139,8 @@ def _series_and_instance(ds: Dataset, run: Run, kind: ResultKind, ordinal: int) 
     ds.SeriesNumber = run.series_number(kind)
     ds.InstanceNumber = ordinal + 1 if shared_series else 1
     several = f" {ordinal + 1}" if kind == "SEG" and len(run.reading.segmentations) > 1 else ""
-    ds.SeriesDescription = f"AI {run.reading.algorithm.label[:15]} {_SERIES_TITLE[kind]}{several}"
+    superseding = ", supersedes earlier" if run.context.predecessors else ""
+    ds.SeriesDescription = f"AI {run.reading.algorithm.label[:15]} {_SERIES_TITLE[kind]}{several}{superseding}"
     ds.InstanceCreatorUID = uids.INSTANCE_CREATOR_UID
 
 

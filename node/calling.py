@@ -1,0 +1,136 @@
+"""Associations that we open: our AE as it calls a peer, with timeouts that hold, and why there was none in one word.
+
+Never raises for what a peer does. A peer that stops reading is given up after `Timeouts.write`: pynetdicom alone would
+block for ever.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydicom.uid import UID
+from pynetdicom import AE, _config, evt
+
+from node import uids
+
+Kind = Literal["status", "rejected", "no_context", "aborted", "timeout", "unreachable"]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """The AE to call, and as whom."""
+
+    host: str
+    port: int
+    ae_title: str
+    calling_ae: str
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds to wait: for the TCP connection, the association, each response, and each write to the socket."""
+
+    connect: float = 10.0
+    acse: float = 30.0
+    dimse: float = 60.0
+    write: float = 30.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a peer answered; `status` with kind "status" only, `rejection` (result, source, reason) with "rejected"."""
+
+    kind: Kind
+    status: int | None = None
+    rejection: tuple[int, int, int] | None = None
+    note: str = ""
+
+    @property
+    def code(self) -> str:
+        """The answer as one word for people and for `delivery.last_status`: `A700`, `RJ 2,3,2`, `TIMEOUT`."""
+        if self.status is not None:
+            return f"{self.status:04X}"
+        if self.rejection is not None:
+            return "RJ {},{},{}".format(*self.rejection)
+        return self.kind.upper()
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """An association that stands."""
+
+    assoc: Any
+
+
+def entity_for(peer: Peer, timeouts: Timeouts) -> AE:
+    """Return our AE as it calls this peer: our title, our Implementation Class UID, our timeouts."""
+    _config.STORE_SEND_CHUNKED_DATASET = True  # a path goes out as raw bytes, never decoded
+    entity = AE(peer.calling_ae)
+    entity.implementation_class_uid = UID(uids.IMPLEMENTATION_CLASS_UID)
+    entity.implementation_version_name = uids.IMPLEMENTATION_VERSION_NAME
+    entity.connection_timeout = timeouts.connect
+    entity.acse_timeout = timeouts.acse
+    entity.dimse_timeout = timeouts.dimse
+    entity.network_timeout = timeouts.dimse + timeouts.write
+    entity.maximum_pdu_size = 0
+    return entity
+
+
+def associate(entity: AE, peer: Peer, write_timeout: float, **options: Any) -> Accepted | Answer:
+    """Open an association with the contexts of `entity`; an `Answer` says why there is none."""
+    handlers = [
+        (evt.EVT_CONN_OPEN, _on_open, [write_timeout]),
+        (evt.EVT_PDU_SENT, _on_pdu_sent),
+        *options.pop("evt_handlers", []),
+    ]
+    started = time.monotonic()
+    try:
+        assoc = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers, **options)
+    except OSError as error:
+        return Answer("unreachable", note=f"{peer.host} does not resolve ({error.strerror})")
+    if assoc.is_established:
+        return Accepted(assoc)
+    return _no_association(assoc, time.monotonic() - started)
+
+
+def _no_association(assoc: Any, waited: float) -> Answer:
+    answer = assoc.acceptor.primitive
+    if assoc.is_rejected and answer is not None:
+        reason = (answer.result, answer.result_source, answer.diagnostic)
+        return Answer("rejected", rejection=reason, note=str(answer.reason_str))
+    if answer is not None:  # accepted, but none of the contexts; pynetdicom aborts
+        sop_classes = {cx.abstract_syntax for cx in assoc.rejected_contexts}
+        return Answer("no_context", note="; ".join(sorted(refusals(assoc, sop) for sop in sop_classes)))
+    if assoc.requestor.primitive is not None and assoc.dul.socket is not None and waited >= assoc.acse_timeout:
+        return Answer("timeout", note="no answer to the association request")
+    return Answer("unreachable", note="no TCP connection")
+
+
+def release(assoc: Any) -> None:
+    """End an association politely if it still stands."""
+    if assoc.is_established:
+        assoc.release()
+
+
+def _on_open(event: Any, write_timeout: float) -> None:
+    """Send at once, and give up on a peer that stops reading: pynetdicom alone would block for ever."""
+    sock = event.assoc.dul.socket.socket
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.settimeout(write_timeout)
+
+
+def _on_pdu_sent(event: Any) -> None:
+    """Acknowledge the peer's next segment at once: a peer with Nagle's algorithm waits 40 ms for it otherwise."""
+    sock = event.assoc.dul.socket.socket
+    if sock is not None and hasattr(socket, "TCP_QUICKACK"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def refusals(assoc: Any, sop_class: UID) -> str:
+    """Say why the contexts of this SOP class were refused (PS3.8 Table 9-18)."""
+    results = {cx.result for cx in assoc.rejected_contexts if cx.abstract_syntax == sop_class}
+    words = {1: "refused by the user", 2: "no reason", 3: "SOP class not supported", 4: "no Transfer Syntax supported"}
+    return ", ".join(words.get(result, str(result)) for result in sorted(results))
