@@ -1,8 +1,10 @@
-"""Chaos: kill -9 of the node, its worker, its reader and its broker while senders push; `make chaos MINUTES=5`.
+"""Chaos: kill -9 of listener, worker, child, broker, everything, while senders push; `make chaos MINUTES=5`.
 
-Prints kills, studies, what was acknowledged, lost, doubled and stuck; the exit status is 1 when an invariant broke.
-The same seed gives the same sequence of faults; what they meet depends on the machine. All state is in one temporary
-folder, which stays when something broke. See `tests/crash/hurried.py` for what is faster here than in a hospital.
+In between the broker is flushed, hung and down, the database locked, the disk full, and the PACS down, refusing,
+hanging, warning. Prints kills, studies, what was acknowledged, lost, doubled and stuck; `wetread spool verify` with
+every ledger and log has the last word, and the exit status is 1 when an invariant broke. The same seed gives the same
+sequence of faults; what they meet depends on the machine. All state is in one temporary folder, which stays when
+something broke. See `tests/crash/hurried.py` for what is faster here than in a hospital.
 """
 
 from __future__ import annotations
@@ -29,6 +31,12 @@ from node.simulate.faults import Fault
 from tests.crash.hospital import Hospital, children, until
 
 SENDERS = 3
+BROKER = "broker.sock"
+BURST = (4, 12)
+"""Deeds between two lulls."""
+LULL_S = (1.0, 3.0)
+LONGEST_S = 6.0
+"""How long a lock, a hung broker or a PACS that is down lasts at most."""
 DRAIN_WITHIN_S = 240.0
 """How long after the last fault everything must have come to its end."""
 
@@ -47,25 +55,36 @@ class Counts:
 
 
 class Chaos:
-    """A hospital, its senders, and a hand that breaks things; `deeds` are drawn by weight."""
+    """A hospital, its senders, and a hand that breaks things; `deeds` are drawn by weight.
 
-    def __init__(self, hospital: Hospital, rng: random.Random, longest_s: float) -> None:
-        self.hospital, self.rng, self.longest_s = hospital, rng, longest_s
+    What lasts (a locked database, a hung broker, a PACS that is down) lasts in the background, so that the kills
+    go on meanwhile; a lull after each burst lets something come to its end, or a kill would only meet nodes that start.
+    """
+
+    def __init__(self, hospital: Hospital, rng: random.Random) -> None:
+        self.hospital, self.rng = hospital, rng
         self.counts = Counts()
         self._over = threading.Event()
+        self._lasting: dict[str, threading.Thread] = {}
         self.deeds: dict[str, tuple[int, Callable[[], None]]] = {
             "kill node": (6, lambda: self._restart("node")),
             "kill worker": (6, lambda: self._restart("worker")),
-            "kill reader": (4, lambda: self._kill_below("worker", "tests.crash.hurried reader")),
-            "kill broker": (4, lambda: self._kill_below("", "broker.sock")),
+            "kill reader": (6, lambda: self._kill_below("worker", "tests.crash.hurried reader")),
+            "kill broker": (6, lambda: self._kill_below("", BROKER)),
             "kill all": (2, self._kill_all),
-            "flush broker": (3, self._flush),
-            "lock database": (1, self._lock),
-            "PACS down": (1, self._pacs_down),
-            "PACS refuses": (2, lambda: self._pacs_does(Fault("status", status=0xA700, times=2))),
-            "PACS cuts": (2, lambda: self._pacs_does(Fault("drop", times=2))),
-            "PACS rejects": (2, lambda: self._pacs_does(Fault("reject", times=2))),
-            "PACS loses": (1, lambda: self._pacs_does(Fault("not_held", times=1))),
+            "broker flushed": (2, self._flush),
+            "broker hung": (1, lambda: self._last("broker hung", self._hang_broker)),
+            "broker down": (1, lambda: self._last("broker down", self._keep_broker_down)),
+            "database locked": (1, lambda: self._last("database locked", self._lock)),
+            "node without room": (1, lambda: self._restart("node", self._no_room())),
+            "worker without room": (1, lambda: self._restart("worker", self._no_room())),
+            "PACS down": (1, lambda: self._last("PACS down", self._pacs_down)),
+            "PACS refuses": (1, lambda: self._pacs_does("refuses", Fault("status", status=0xA700, times=2))),
+            "PACS warns": (1, lambda: self._pacs_does("warns", Fault("status", status=0xB000, times=3))),
+            "PACS hangs": (1, lambda: self._pacs_does("hangs", Fault("hang", times=1, seconds=3.0))),
+            "PACS cuts": (1, lambda: self._pacs_does("cuts", Fault("drop", times=2))),
+            "PACS rejects": (1, lambda: self._pacs_does("rejects", Fault("reject", times=2))),
+            "PACS loses": (1, lambda: self._pacs_does("loses", Fault("not_held", times=1))),
         }
 
     def run(self, seconds: float) -> None:
@@ -74,17 +93,24 @@ class Chaos:
         for thread in senders:
             thread.start()
         end = time.monotonic() + seconds
-        names, weights = list(self.deeds), [weight for weight, _ in self.deeds.values()]
         while time.monotonic() < end:
-            deed = self.rng.choices(names, weights)[0]
-            self.deeds[deed][1]()
-            self._revive()
-            time.sleep(self.rng.uniform(0.1, 1.0))
+            self._burst(self.rng.randint(*BURST))
+            time.sleep(self.rng.uniform(*LULL_S))
         self._over.set()
+        for thread in self._lasting.values():
+            thread.join(60)
         self.hospital.pacs.faults.clear()
+        self._revive()
         for thread in senders:
             thread.join(120)
             assert not thread.is_alive(), "a sender still waits for its answer"
+
+    def _burst(self, deeds: int) -> None:
+        names, weights = list(self.deeds), [weight for weight, _ in self.deeds.values()]
+        for _ in range(deeds):
+            self.deeds[self.rng.choices(names, weights)[0]][1]()
+            self._revive()
+            time.sleep(self.rng.uniform(0.05, 0.5))
 
     def stuck(self) -> dict[str, str]:
         """Wait for the end; return the studies that did not come to it."""
@@ -111,50 +137,85 @@ class Chaos:
             if process is None or process.poll() is not None:
                 self.hospital.start(name)
 
-    def _restart(self, name: str) -> None:
+    def _restart(self, name: str, fault: str = "") -> None:
         self.counts.deeds[f"kill {name}"] += 1
+        if fault:
+            self.counts.deeds["disk full"] += 1
         self.hospital.kill(name)
-        self.hospital.start(name)
+        self.hospital.start(name, fault)
+
+    def _no_room(self) -> str:
+        """A disk that is full at one of the next writes of the process."""
+        return f"{self.rng.choice(('spool.before_write', 'spool.before_fsync'))}:{self.rng.randint(1, 3)}:enospc"
 
     def _kill_all(self) -> None:
-        self.counts.deeds["kill node"] += 1
-        self.counts.deeds["kill worker"] += 1
+        """Every process of ours and below us at once, as when the power goes."""
+        below = [pid for parent in self.hospital.processes.values() for pid, _ in children(parent.pid)]
         for name in ("node", "worker"):
             self.hospital.kill(name)
+            self.counts.deeds[f"kill {name}"] += 1
+        for pid in below:  # most of them go with their parent; those that a signal still finds are killed by it
+            self._kill_one(pid, "child")
         for name in ("worker", "node"):
             self.hospital.start(name)
 
     def _kill_below(self, name: str, words: str) -> None:
         """Kill a child of `name` (of any process, if empty) whose command line has `words`; there may be none now."""
-        parents = [p.pid for n, p in self.hospital.processes.items() if name in ("", n)]
-        found = [pid for parent in parents for pid, line in children(parent) if words in line and " -c " not in line]
-        for pid in found[:1]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                self.counts.deeds["kill reader" if "reader" in words else "kill broker"] += 1
+        for pid in self._below(name, words)[:1]:
+            self._kill_one(pid, "broker" if words == BROKER else "reader")
+
+    def _kill_one(self, pid: int, who: str) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            self.counts.deeds[f"kill {who}"] += 1
+
+    def _below(self, name: str, words: str) -> list[int]:
+        parents = [p.pid for n, p in list(self.hospital.processes.items()) if name in ("", n)]
+        return [pid for parent in parents for pid, line in children(parent) if words in line and " -c " not in line]
+
+    def _last(self, deed: str, what: Callable[[float], None]) -> None:
+        """Do `what` in the background for some seconds, unless it is being done already."""
+        before = self._lasting.get(deed)
+        seconds = self.rng.uniform(1.0, LONGEST_S)
+        if before is None or not before.is_alive():
+            self.counts.deeds[deed] += 1
+            self._lasting[deed] = threading.Thread(target=what, args=(seconds,), daemon=True)
+            self._lasting[deed].start()
 
     def _flush(self) -> None:
         if embedded._ask(self.hospital.broker_socket, b"FLUSHALL\r\n", 1.0).startswith(b"+OK"):
-            self.counts.deeds["flush broker"] += 1
+            self.counts.deeds["broker flushed"] += 1
 
-    def _lock(self) -> None:
+    def _hang_broker(self, seconds: float) -> None:
+        """It takes connections and answers nothing; goes on afterwards, if it still lives."""
+        for pid in self._below("", BROKER)[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(seconds)
+                os.kill(pid, signal.SIGCONT)
+
+    def _keep_broker_down(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self._kill_below("", BROKER)
+            time.sleep(0.3)
+
+    def _lock(self, seconds: float) -> None:
         """Hold SQLite's write lock, as a careless backup does."""
         connection = sqlite3.connect(self.hospital.folder / "state" / "wetread.db", timeout=5.0)
         with suppress(sqlite3.OperationalError):
             connection.execute("BEGIN EXCLUSIVE")
-            self.counts.deeds["lock database"] += 1
-            time.sleep(self.longest_s)
+            time.sleep(seconds)
             connection.rollback()
         connection.close()
 
-    def _pacs_down(self) -> None:
-        self.counts.deeds["PACS down"] += 1
+    def _pacs_down(self, seconds: float) -> None:
         self.hospital.pacs.stop()
-        time.sleep(self.longest_s / 2)
+        time.sleep(seconds)
         self.hospital.pacs.start()
 
-    def _pacs_does(self, fault: Fault) -> None:
-        self.counts.deeds[f"PACS {fault.deed}"] += 1
+    def _pacs_does(self, what: str, fault: Fault) -> None:
+        self.counts.deeds[f"PACS {what}"] += 1
         self.hospital.pacs.faults.add(fault)
 
 
@@ -198,7 +259,7 @@ def main() -> int:
             hospital.start(name)
         hospital.wait_until_up()
         rng = random.Random(seed)  # noqa: S311 - what to break is no secret
-        chaos = Chaos(hospital, rng, longest_s=min(20.0, chosen.minutes * 60 / 10))
+        chaos = Chaos(hospital, rng)
         chaos.run(chosen.minutes * 60)
         good = judge(chaos)
     if good:
