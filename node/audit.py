@@ -11,7 +11,7 @@ import logging
 import os
 from enum import Enum, IntEnum
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from node import clock
 from node.log import describe, safe
@@ -77,3 +77,20 @@ class Audit:
         file, self._file = self._file, -1
         if file >= 0:
             os.close(file)
+
+
+def read(path: Path) -> list[dict[str, Any] | None]:
+    """Return the lines of the trail at `path`, None for what is none; [] where there is no trail.
+
+    A last line that a crash cut off was never written.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return [_parse(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "event" in found and "time" in found else None

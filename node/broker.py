@@ -175,3 +175,24 @@ def _embedded(binary: Path, state: Path) -> Iterator[str]:
             yield f"redis+socket://{socket}"
     finally:
         os.close(descriptor)
+
+
+def waiting(settings: Settings, state: Path) -> dict[str, int]:
+    """Return queue → messages in it, those a worker holds unanswered as "unacked"; {} where no broker answers.
+
+    Starts nothing: an embedded server that does not run has no messages.
+    """
+    from redis import Redis
+    from redis.exceptions import RedisError
+
+    url = os.environ.get(ENVIRONMENT, "") if settings.broker.url == "embedded" else settings.broker.url
+    if not url:
+        url = f"unix://{embedded.socket_path(state.resolve())}"
+    try:
+        with Redis.from_url(
+            url.replace("redis+socket://", "unix://"), socket_timeout=5, socket_connect_timeout=2
+        ) as asked:
+            found = {queue: int(asked.llen(f"wetread:{queue}")) for queue in TASKS}
+            return found | {"unacked": int(asked.hlen("wetread:unacked"))}
+    except (RedisError, OSError, ValueError):
+        return {}

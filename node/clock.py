@@ -22,3 +22,8 @@ def to_datetime(seconds: float) -> datetime:
 def to_iso(seconds: float | None) -> str | None:
     """Return `seconds` as ISO 8601 with second precision and `Z`, or None."""
     return None if seconds is None else to_datetime(seconds).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def from_iso(text: str) -> float:
+    """Return the seconds since the epoch that ISO 8601 `text` means; raises `ValueError`."""
+    return datetime.fromisoformat(text).timestamp()

@@ -25,12 +25,13 @@ from node import broker, bundles, clock, trust
 from node.accept import listener
 from node.assemble import assembler
 from node.assemble.recover import recover
+from node.audit import Audit
 from node.errors import BundleError, Permanent, WetreadError
 from node.leash import leashed
 from node.metrics import Registry
 from node.route import doorbell, router
 from node.settings import Routes, Settings, state_folder
-from node.store import retention, studies
+from node.store import retention, studies, transfers
 from node.store.db import Database
 from node.store.locks import lock_state
 from node.store.spool import Spool
@@ -148,6 +149,7 @@ class Node:
             self._warn_of_bundles()
         if Role.LISTENER in self.roles or Role.STAGES in self.roles:
             recover(self.db, self.spool)
+        self._open_trail(stack, state / "audit.log")
         if Role.DOORBELL in self.roles:
             self.broker_url = stack.enter_context(broker.resolve(settings, state))
         self._start_loops(stack)
@@ -157,6 +159,15 @@ class Node:
         if Role.WEB in self.roles:
             self._start_web(stack)
         log.info("%s", self._ready(), extra={"action": "started"})
+
+    def _open_trail(self, stack: ExitStack, path: Path) -> None:
+        """The stages note what went out; a node in one process also adds what its predecessor was killed before."""
+        if Role.STAGES not in self.roles:
+            return
+        self._trail = Audit(path)
+        stack.callback(self._trail.close)
+        if Role.LISTENER in self.roles:
+            transfers.complete(self.db, self._trail, path, clock.now())
 
     def _ready(self) -> str:
         """Say what runs here, and where."""
@@ -211,10 +222,11 @@ class Node:
         """Return name, pace and tick of each stage that moves studies on."""
         db, settings = self.db, self.settings
         committing = [name for name, destination in settings.destination.items() if destination.commitment]
+        arrived = partial(transfers.note, self._trail)
         return (
             ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),
             ("route", self.pace.route, self._route),
-            ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing)),
+            ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing, arrived)),
             ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, settings, clock.now())),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -12,10 +12,11 @@ from node.states import DeliveryState as D
 from node.states import JobState as J
 from node.states import StudyState as S
 from node.store.db import Database, move, rows
+from node.store.transfers import Transfer
 
 _UNDER_WAY = frozenset({J.QUEUED, J.RUNNING, J.REPORTED})
 _REPORTED = (
-    "SELECT j.id, d.state AS delivery, d.destination FROM job j "
+    "SELECT j.id, j.study_instance_uid AS study, d.state AS delivery, d.destination FROM job j "
     "LEFT JOIN evidence e ON e.job_id = j.id LEFT JOIN delivery d ON d.sop_instance_uid = e.sop_instance_uid "
     "WHERE j.state = 'REPORTED' ORDER BY j.id"
 )
@@ -27,7 +28,11 @@ _ROUTED = (
 )
 
 
-def settle(db: Database, now: float, committing: Collection[str] = ()) -> int:
+Arrived = Callable[[Transfer], None]
+"""Is told of results that have arrived, before the move is noted: a crash between lets it be told twice, never not."""
+
+
+def settle(db: Database, now: float, committing: Collection[str] = (), arrived: Arrived = lambda transfer: None) -> int:
     """Move what has come to its end; return how many jobs and studies moved.
 
     `committing`: the destinations that give storage commitment, where SENT is not the end. Jobs REPORTED → DONE when
@@ -35,20 +40,28 @@ def settle(db: Database, now: float, committing: Collection[str] = ()) -> int:
     revision is DONE, UNSUITABLE or DROPPED; → FAILED when nothing is under way and something is DEAD. A person's
     retry or drop moves a FAILED study on.
     """
-    return _settle_jobs(db, now, committing) + _settle_studies(db, now, committing)
+    return _settle_jobs(db, now, committing, arrived) + _settle_studies(db, now, committing)
 
 
-def _settle_jobs(db: Database, now: float, committing: Collection[str]) -> int:
+def _settle_jobs(db: Database, now: float, committing: Collection[str], arrived: Arrived) -> int:
     with db.reader() as connection:
         found = rows(connection, _REPORTED)
     moved = 0
     for job_id, group in groupby(found, key=lambda row: row["id"]):
         states = [row for row in group if row["delivery"] is not None]
         if all(_arrived(row, committing) for row in states):
+            _tell(states, arrived)
             reason = f"{len(states)} deliveries arrived"
             with db.transaction() as connection:
                 moved += move(connection, "job", job_id, J.REPORTED, J.DONE, now, reason, changes={"updated_at": now})
     return moved
+
+
+def _tell(deliveries: Sequence[dict[str, Any]], arrived: Arrived) -> None:
+    """One transfer for each destination that has at least one of them."""
+    counts = Counter((row["study"], row["destination"]) for row in deliveries if row["delivery"] != D.DROPPED)
+    for (study, destination), count in counts.items():
+        arrived(Transfer(study, destination, count))
 
 
 def _settle_studies(db: Database, now: float, committing: Collection[str]) -> int:

@@ -34,6 +34,8 @@ from tests.e2e.orthanc import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 AE_TITLE = "WETREAD"
+CANARIES = {"PatientName": "QUILLWORT^VESPER", "PatientID": "QX7731-KVZ", "AccessionNumber": "ACZ-99-QWV-1"}
+"""What the patients of every study are called; nobody but sender, spool and PACS may ever know."""
 CONFIG = """
 [node]
 ae_title = "WETREAD"
@@ -106,6 +108,8 @@ class Sender:
         with self._lock:
             if self._film is None:
                 self._film, _ = phantoms.chest_film(size=64)
+                for keyword, canary in CANARIES.items():
+                    setattr(self._film, keyword, canary)
             film, study, series = self._film, generate_uid(), generate_uid()
             folder.mkdir(parents=True)
             for number in range(count):
@@ -245,8 +249,24 @@ class Hospital:
         now = clock.now() + hours_later * 3600
         return invariants.check(
             self.db, spool, now, sent=self.sender.ledger, archive=archive if archive.exists() else None,
-            ae_title=AE_TITLE,
+            ae_title=AE_TITLE, beside=self.beside,
         )  # fmt: skip
+
+    @property
+    def beside(self) -> invariants.Beside:
+        """What the node writes besides its database and spool, and the names that must not be there."""
+        state = self.folder / "state"
+        logs = tuple(sorted(self.folder.glob("*.log")))
+        canaries = tuple(part for value in CANARIES.values() for part in value.split("^"))
+        return invariants.Beside(state, logs, canaries=canaries, trails=(state / "audit.log",))
+
+    def verify(self) -> subprocess.CompletedProcess[str]:
+        """`wetread spool verify` with every ledger and log, on a node that has come to its end."""
+        command = [sys.executable, "-m", "node.cli", "spool", "verify", "--config", str(self.folder / "wetread.toml")]
+        command += ["--sent", str(self.sender.ledger), "--archive", str(self.pacs.archive.folder / "ledger.jsonl")]
+        command += [word for log in self.beside.logs for word in ("--log", str(log))]
+        command += [word for canary in self.beside.canaries for word in ("--canary", canary)]
+        return subprocess.run([*command, "--drained", "0"], cwd=ROOT, capture_output=True, text=True, check=False)
 
     def doubled(self) -> list[str]:
         """SOP Instance UIDs of ours that the PACS got with more than one digest, or results that it got too many of."""
@@ -259,13 +279,17 @@ class Hospital:
         )
         return [uid for uid, found in digests.items() if len(found) > 1] + [row["study"] for row in filed]
 
-    def _answers(self) -> bool:
-        node = self.processes["node"]
-        assert node.poll() is None, (self.folder / "node.log").read_text()[-3000:]
+    def is_up(self) -> bool:
+        """Say whether the listener answers a C-ECHO."""
         try:
             return scanner.echo("127.0.0.1", self.port, timeout=5.0) == 0
         except WetreadError:
             return False
+
+    def _answers(self) -> bool:
+        node = self.processes["node"]
+        assert node.poll() is None, (self.folder / "node.log").read_text()[-3000:]
+        return self.is_up()
 
 
 def until(true: Any, within_s: float, what: str, every_s: float = 0.05) -> None:
