@@ -10,7 +10,7 @@ SEED ?=
 DATA ?= ../shared/data/train
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint train pins bench-ingest bench-reading bench-throughput bench-limits clean
+.PHONY: help setup demo test chaos lint train pins bench-completeness bench-ingest bench-reading bench-throughput bench-limits clean
 
 help: ## List what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-throughput: setup ## Measure how many studies a minute 1, 2 and 4 workers 
 
 bench-limits: setup ## Measure the listener's memory, a study of 5,000 instances, and a start with 100,000 (ARGS='--json')
 	$(VENV)/bin/python -m tests.bench.limits $(ARGS)
+
+bench-completeness: setup ## Measure how soon a study with full evidence is queued (ARGS='--studies 50 --json')
+	$(VENV)/bin/python -m tests.bench.completeness $(ARGS)
 
 clean: ## Remove what was made here: .venv, caches, the demo's folder
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -22,8 +22,8 @@ from types import TracebackType
 from typing import IO
 
 from node import broker, bundles, clock, trust
-from node.accept import listener
-from node.assemble import assembler
+from node.accept import contexts, listener
+from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
 from node.audit import Audit
 from node.errors import BundleError, Permanent, WetreadError
@@ -212,18 +212,33 @@ class Node:
         return router.tick(self.db, self.spool, self.settings, self.routes, self._bundles())
 
     def _start_loops(self, stack: ExitStack) -> None:
-        ticks = self._stages() if Role.STAGES in self.roles else ()
+        ticks = self._stages(stack) if Role.STAGES in self.roles else ()
         if Role.DOORBELL in self.roles:
             ticks = (*ticks, ("doorbell", self.pace.ring, partial(self._ring, broker.make_ring(self.broker_url))))
         for name, period, tick in ticks:
             stack.callback(Loop(name, period, tick, self.health).stop)
 
-    def _stages(self) -> tuple[tuple[str, float, Callable[[], object]], ...]:
+    def _inquiries(self, stack: ExitStack) -> tuple[tuple[str, float, Callable[[], object]], ...]:
+        """Return what asks the archive, and twice what fetches: one long retrieval must not keep back the next."""
+        db, settings, rules = self.db, self.settings, self.settings.completeness
+        if rules.archive is None:
+            return ()
+        ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
+            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, settings)),
+        )
+        if rules.fetch == "no":
+            return ticks
+        take = listener.taking(settings, db, self.spool, stack)
+        fetch = partial(inquiry.fetch, db, settings, take, contexts.TRANSFER_SYNTAXES)
+        return (*ticks, ("fetch", 1.0, fetch), ("fetch", 1.0, fetch))
+
+    def _stages(self, stack: ExitStack) -> tuple[tuple[str, float, Callable[[], object]], ...]:
         """Return name, pace and tick of each stage that moves studies on."""
         db, settings = self.db, self.settings
         committing = [name for name, destination in settings.destination.items() if destination.commitment]
         arrived = partial(transfers.note, self._trail)
         return (
+            *self._inquiries(stack),
             ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),
             ("route", self.pace.route, self._route),
             ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing, arrived)),

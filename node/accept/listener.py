@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 from pynetdicom import _config
@@ -15,7 +17,7 @@ from pynetdicom import _config
 from node.accept import contexts
 from node.accept.association import Admission
 from node.accept.guard import Limits
-from node.accept.receive import Door, Registrar
+from node.accept.receive import Arrival, Door, Registrar
 from node.accept.scp import Services
 from node.accept.server import Server
 from node.accept.stow import Stow
@@ -119,6 +121,21 @@ def serve(
     listener = Listener(server, door, registrar, audit, Stow(door, audit, metrics))
     _announce(listener, settings, metrics, audit)
     return listener
+
+
+def taking(settings: Settings, db: Database, spool: Spool, stack: ExitStack) -> Callable[[bytes, str, str, str], int]:
+    """Return a door for instances that we fetch ourselves: the same checks, the same promise; `stack` closes it.
+
+    It takes data set, SOP Class, SOP Instance and Transfer Syntax, and returns the status of the C-STORE.
+    """
+    registrar = Registrar(partial(studies.register, db, late=settings.completeness.late_instances))
+    door, calling_ae = Door(spool, registrar), settings.destination[str(settings.completeness.archive)].ae_title
+    stack.callback(registrar.close, STOP_TIMEOUT_S)
+
+    def take(dataset: bytes, sop_class: str, sop_instance: str, syntax: str) -> int:
+        return int(door.receive(dataset, Arrival(sop_class, sop_instance, syntax, calling_ae)).status)
+
+    return take
 
 
 def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: Audit) -> None:

@@ -44,6 +44,7 @@ class Archive:
         self.folder = folder
         self.received: list[Received] = []
         self.held: dict[str, Held] = {}
+        self._headers: dict[Path, Dataset] = {}
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
         self._recall()
@@ -66,7 +67,9 @@ class Archive:
     def headers(self) -> Iterator[Dataset]:
         """Yield the header of every instance kept."""
         for held in list(self.held.values()):
-            yield pydicom.dcmread(held.path, stop_before_pixels=True)
+            if held.path not in self._headers:
+                self._headers[held.path] = pydicom.dcmread(held.path, stop_before_pixels=True)
+            yield self._headers[held.path]
 
     def _write(self, entry: Received, kept: bool) -> None:
         with (self.folder / "ledger.jsonl").open("a", encoding="utf-8") as ledger:

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-Deed = Literal["reject", "status", "drop", "hang", "stall", "refuse_request", "not_held", "no_report"]
+Deed = Literal[
+    "reject", "status", "drop", "hang", "stall", "refuse_request", "not_held", "no_report",
+    "refuse_query", "hang_query", "refuse_retrieve", "hang_retrieve",
+]  # fmt: skip
 """What goes wrong:
 
 reject          the association is rejected with `rejection` (PS3.8 §9.3.4)
@@ -18,6 +21,10 @@ stall           the peer stops reading for `seconds` once a C-STORE has begun (T
 refuse_request  the N-ACTION is answered with `status`
 not_held        the commitment report lists the instance as failed with reason 0112H (PS3.3 §C.14.1.1)
 no_report       the N-ACTION is accepted and no N-EVENT-REPORT follows
+refuse_query    the C-FIND is answered with `status`
+hang_query      no answer to the C-FIND for `seconds`
+refuse_retrieve the C-MOVE or C-GET is answered with `status`
+hang_retrieve   no answer to the C-MOVE or C-GET for `seconds`
 """
 
 

@@ -1,4 +1,4 @@
-"""A PACS on a wire, for the demo and the tests: C-ECHO, C-STORE, C-FIND of instances and storage commitment.
+"""A PACS on a wire, for the demo and the tests: C-ECHO, C-STORE, C-FIND, C-MOVE, C-GET and storage commitment.
 
 It is a simulator and says so in its Implementation Version Name. It keeps what it receives in a folder, an
 append-only ledger of every reception, and never changes an instance it holds: a second, different object under
@@ -24,9 +24,12 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
     Verification,
 )
 
+from node.simulate import catalog
 from node.simulate.archive import Archive, Held, Received, digest
 from node.simulate.faults import Fault, Faults
 from node.uids import derive_uid
@@ -36,6 +39,13 @@ IMPLEMENTATION_VERSION_NAME = "WETREAD_SIM_PACS"
 NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _NO_SUCH_OBJECT = 0x0112
 _KEPT = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
+_SERVICES = (
+    Verification,
+    StorageCommitmentPushModel,
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelMove,
+    StudyRootQueryRetrieveInformationModelGet,
+)
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +63,8 @@ class Pacs:
 
     `report`: whether the commitment report comes on a new association to the requester's address in `peers`
     (AE Title → host and port), on the same association, or never. `refuse`: SOP classes it does not accept.
-    `transfer_syntaxes`: what it accepts, in its own order of preference.
+    `transfer_syntaxes`: what it accepts, in its own order of preference. `counts`: whether C-FIND says how many
+    instances a study has. C-MOVE sends to the addresses in `peers`.
     """
 
     def __init__(
@@ -67,10 +78,11 @@ class Pacs:
         faults: Iterable[Fault] = (),
         refuse: Iterable[str] = (),
         transfer_syntaxes: Iterable[str] | None = None,
+        counts: bool = True,
     ) -> None:
         self.ae_title, self.host, self.port = ae_title, host, port
         self.peers = dict(peers or {})
-        self.report = report
+        self.report, self.counts = report, counts
         self.faults = Faults(faults)
         self.archive = Archive(folder)
         self.requests: list[CommitmentRequest] = []
@@ -128,8 +140,8 @@ class Pacs:
         entity.require_called_aet = True
         for context in AllStoragePresentationContexts:
             if context.abstract_syntax and context.abstract_syntax not in self._refuse:
-                entity.add_supported_context(context.abstract_syntax, self._syntaxes)
-        for sop_class in (Verification, StorageCommitmentPushModel, StudyRootQueryRetrieveInformationModelFind):
+                entity.add_supported_context(context.abstract_syntax, self._syntaxes, scu_role=True, scp_role=True)
+        for sop_class in _SERVICES:
             if sop_class not in self._refuse:
                 entity.add_supported_context(sop_class, list(NATIVE))
         return entity
@@ -142,6 +154,8 @@ class Pacs:
             (evt.EVT_C_ECHO, lambda event: 0x0000),
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_FIND, self._on_find),
+            (evt.EVT_C_MOVE, self._on_move),
+            (evt.EVT_C_GET, self._on_get),
             (evt.EVT_N_ACTION, self._on_action),
         ]
 
@@ -184,16 +198,40 @@ class Pacs:
         self.archive.take(entry, event.encoded_dataset(), keep)
 
     def _on_find(self, event: Any) -> Iterator[tuple[int, Dataset | None]]:
-        """Answer IMAGE level queries by unique keys (PS3.4 §C.4.1)."""
-        query = event.identifier
-        keys = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
-        for ds in self.archive.headers():
-            if all(not query.get(key) or query[key].value == ds.get(key) for key in keys):
-                answer = Dataset()
-                answer.QueryRetrieveLevel = "IMAGE"
-                for key in (*keys, "SOPClassUID"):
-                    setattr(answer, key, ds.get(key, ""))
-                yield 0xFF00, answer
+        """Answer a query (PS3.4 §C.4.1)."""
+        fault = self.faults.take("refuse_query", "hang_query")
+        if fault and fault.deed == "hang_query":
+            self._stopping.wait(fault.seconds)
+        if fault and fault.deed == "refuse_query":
+            yield fault.status, None
+            return
+        for answer in catalog.find(self.archive, event.identifier, self.counts):
+            yield 0xFF00, answer
+
+    def _on_move(self, event: Any) -> Iterator[Any]:
+        """Send what is asked for to an AE that we know (PS3.4 §C.4.2); an unknown one is answered A801H."""
+        address = self.peers.get(str(event.move_destination).strip())
+        if address is None:
+            yield None, None
+            return
+        yield *address, {"contexts": catalog.contexts(self.archive, event.identifier)}
+        yield from self._sub_operations(event)
+
+    def _on_get(self, event: Any) -> Iterator[Any]:
+        """Send what is asked for on the same association (PS3.4 §C.4.3)."""
+        yield from self._sub_operations(event)
+
+    def _sub_operations(self, event: Any) -> Iterator[Any]:
+        fault = self.faults.take("refuse_retrieve", "hang_retrieve")
+        if fault and fault.deed == "hang_retrieve":
+            self._stopping.wait(fault.seconds)
+        found = catalog.select(self.archive, event.identifier)
+        yield len(found)
+        if fault and fault.deed == "refuse_retrieve":
+            yield fault.status, None
+            return
+        for ds in found:
+            yield 0xFF00, ds
 
     def _on_action(self, event: Any) -> tuple[int, None]:
         """Take a commitment request (PS3.4 §J.3.2) and report by a thread of its own."""

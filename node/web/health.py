@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-STAGES = ("assemble", "route", "doorbell", "settle", "retention")
+STAGES = ("inquire", "fetch", "assemble", "route", "doorbell", "settle", "retention")
 """The loops of the node, in the order of the pipeline."""
 
 

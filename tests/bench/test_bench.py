@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import ingest, limits, reading
+from tests.bench import completeness, ingest, limits, reading
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is absent (no storescu)")
@@ -48,3 +48,9 @@ def test_limits_of_a_node_are_measured(capsys: pytest.CaptureFixture[str]) -> No
     assert 0 < found["listener_mb"]["rest"] <= found["listener_mb"]["eight"] < 300
     assert found["listener_mb"]["large_adds"] < 64
     assert found["archive_s"]["page_s"] < 1
+
+
+def test_a_study_with_full_evidence_is_queued_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    completeness.main(["--studies", "2", "--slices", "16", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert 0.5 <= found["median_s"] <= found["worst_s"] < 10, "long before the quiet period of 60 s"
