@@ -65,12 +65,12 @@ def send(desk: Desk, delivery_id: str) -> None:
 
 
 def read(desk: Desk, job_id: str) -> None:
-    """Read one series with one bundle, if the job is still to be done; a second message finds nothing to claim."""
+    """Read one series with one bundle: the most urgent that is to be done, usually the one that was rung for."""
     if desk.stopping.is_set() or not _is_id(job_id, "read"):
         return
     with _border(job_id):
         reach("claim.before")
-        claimed = jobs.claim(desk.db, job_id, desk.worker, desk.now(), desk.lease_s)
+        claimed = jobs.claim_most_urgent(desk.db, job_id, desk.worker, desk.now(), desk.lease_s)
         if claimed is not None:
             reach("claim.after")
             _work(desk, claimed)

@@ -22,6 +22,9 @@ from node.study import AttributeValue, Instance, Series, Study, group, read_inst
 log = logging.getLogger(__name__)
 
 Bundles = Mapping[str, Bundle]
+PRIORITIES: Mapping[str, int] = {"routine": 0, "high": 1, "stat": 2}
+_ASKED = ("RequestedProcedurePriority", "StudyPriorityID")
+"""Where images say how urgent they are: (0040,1003), and (0032,000C) of old; STAT, HIGH, ROUTINE, MEDIUM, LOW."""
 _MAX_REASON = 2000
 """Characters of a study's reason: enough for a person, bounded for a study of a thousand series."""
 
@@ -71,6 +74,13 @@ def study_attributes(study: Study) -> dict[str, AttributeValue]:
     found["NumberOfStudyRelatedSeries"] = (float(len(study.series)),)
     found["NumberOfStudyRelatedInstances"] = (float(sum(len(s.instances) for s in study.series)),)
     return {keyword: values for keyword, values in found.items() if values}
+
+
+def priority(study: Study, route: Route) -> int:
+    """Return how urgently a route reads a study: as it says, or as any image of the study does, whichever is more."""
+    attributes = study_attributes(study)
+    words = [str(word).strip().lower() for keyword in _ASKED for word in matching.values(attributes.get(keyword))]
+    return max(PRIORITIES.get(word, 0) for word in (route.priority, *words))
 
 
 def _explain(study: Study, route: Route, bundles: Bundles) -> list[Decision]:
@@ -147,6 +157,7 @@ def _job(study: Study, revision: int, decision: Decision, route: Route, bundle: 
         results=route.results,
         send_to=route.send_to,
         instances=() if whole else tuple(i.sop_instance_uid for i in decision.instances),
+        priority=priority(study, route),
     )
 
 

@@ -155,7 +155,7 @@ class Pacs:
             (evt.EVT_C_STORE, self._on_store),
             (evt.EVT_C_FIND, self._on_find),
             (evt.EVT_C_MOVE, self._on_move),
-            (evt.EVT_C_GET, self._on_get),
+            (evt.EVT_C_GET, self._sub_operations),
             (evt.EVT_N_ACTION, self._on_action),
         ]
 
@@ -217,11 +217,8 @@ class Pacs:
         yield *address, {"contexts": catalog.contexts(self.archive, event.identifier)}
         yield from self._sub_operations(event)
 
-    def _on_get(self, event: Any) -> Iterator[Any]:
-        """Send what is asked for on the same association (PS3.4 §C.4.3)."""
-        yield from self._sub_operations(event)
-
     def _sub_operations(self, event: Any) -> Iterator[Any]:
+        """Send what is asked for, with C-GET on the same association (PS3.4 §C.4.3)."""
         fault = self.faults.take("refuse_retrieve", "hang_retrieve")
         if fault and fault.deed == "hang_retrieve":
             self._stopping.wait(fault.seconds)

@@ -48,7 +48,7 @@ class Document:
 
 
 def to_ring(db: Database, now: float, again_after: float, limit: int = 1000) -> list[str]:
-    """Return the ids of due jobs that the broker should be told of (again), oldest first."""
+    """Return the ids of due jobs that the broker should be told of (again), the most urgent and then oldest first."""
     return leases.to_ring(db, JOBS, now, again_after, limit)
 
 
@@ -61,10 +61,27 @@ def claim(db: Database, job_id: str, worker: str, now: float, lease: float = LEA
     """Take a due job for `lease` seconds; None when there is none or another worker has it."""
     with db.transaction() as connection:
         row = leases.claim(connection, JOBS, job_id, worker, now, lease)
-    if row is None:
-        return None
-    names = {field.name for field in fields(Claimed)}
-    return Claimed(**{name: value for name, value in _decoded(row).items() if name in names})
+    return _claimed(row)
+
+
+def claim_most_urgent(db: Database, rung_id: str, worker: str, now: float, lease: float = LEASE_S) -> Claimed | None:
+    """Take the most urgent due job, of equally urgent ones the one that was rung for.
+
+    The broker hands out its messages in the order of their coming, and a STAT job may have come last: a message says
+    that there is work, and the database says which is next. None when nothing is due.
+    """
+    with db.transaction() as connection:
+        found = rows(
+            connection,
+            "SELECT id FROM job WHERE state = 'QUEUED' AND not_before <= :now ORDER BY priority DESC, "
+            "CASE WHEN id = :rung THEN 0 ELSE 1 END, created_at, id LIMIT 20",
+            now=now,
+            rung=rung_id,
+        )
+        for candidate in found:  # on PostgreSQL another worker may take one between the two statements
+            if row := leases.claim(connection, JOBS, candidate["id"], worker, now, lease):
+                return _claimed(row)
+    return None
 
 
 def heartbeat(db: Database, job_id: str, worker: str, fence: int, now: float, lease: float = LEASE_S) -> bool:
@@ -212,6 +229,13 @@ def of_study(connection: sa.Connection, study_instance_uid: str) -> list[dict[st
     """Return the jobs of all revisions of a study, in the order of their making."""
     statement = "SELECT * FROM job WHERE study_instance_uid = :uid ORDER BY revision, created_at, id"
     return [_decoded(row) for row in rows(connection, statement, uid=study_instance_uid)]
+
+
+def _claimed(row: dict[str, Any] | None) -> Claimed | None:
+    if row is None:
+        return None
+    names = {field.name for field in fields(Claimed)}
+    return Claimed(**{name: value for name, value in _decoded(row).items() if name in names})
 
 
 def _end(

@@ -23,9 +23,10 @@ class Queue:
     entity: str
     waiting: str
     working: str
+    order: str = "created_at, id"
 
 
-JOBS = Queue("job", JobState.QUEUED, JobState.RUNNING)
+JOBS = Queue("job", JobState.QUEUED, JobState.RUNNING, "priority DESC, created_at, id")
 DELIVERIES = Queue("delivery", DeliveryState.PENDING, DeliveryState.SENDING)
 
 FREE: dict[str, Any] = {"leased_by": None, "leased_until": None, "rung_at": 0.0}
@@ -33,7 +34,7 @@ FREE: dict[str, Any] = {"leased_by": None, "leased_until": None, "rung_at": 0.0}
 
 
 def to_ring(db: Database, queue: Queue, now: float, again_after: float, limit: int) -> list[str]:
-    """Return the ids that are due and that the broker was not told of in the last `again_after` seconds, oldest first.
+    """Return the ids that are due and that the broker was not told of in the last `again_after` seconds, in order.
 
     A `rung_at` in the future (the clock was set back) counts as never.
     """
@@ -41,7 +42,7 @@ def to_ring(db: Database, queue: Queue, now: float, again_after: float, limit: i
         found = rows(
             connection,
             f"SELECT id FROM {queue.entity} WHERE state = :waiting AND not_before <= :now "  # noqa: S608 - constant
-            "AND (rung_at <= :before OR rung_at > :now) ORDER BY created_at, id LIMIT :limit",
+            f"AND (rung_at <= :before OR rung_at > :now) ORDER BY {queue.order} LIMIT :limit",
             waiting=str(queue.waiting),
             now=now,
             before=now - again_after,

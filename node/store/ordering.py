@@ -33,6 +33,8 @@ class NewJob:
     results: tuple[str, ...]
     send_to: tuple[str, ...]
     instances: tuple[str, ...] = field(default=(), kw_only=True)
+    priority: int = field(default=0, kw_only=True)
+    """0 routine, 1 high, 2 stat."""
 
     @property
     def job_id(self) -> str:
@@ -51,9 +53,9 @@ def _insert(connection: sa.Connection, job: NewJob, now: float) -> bool:
     made = connection.execute(
         sa.text(
             "INSERT INTO job (id, study_instance_uid, revision, series_instance_uid, bundle, bundle_version, "
-            "bundle_digest, route, results, send_to, instances, state, created_at, updated_at) VALUES (:id, "
+            "bundle_digest, route, results, send_to, instances, priority, state, created_at, updated_at) VALUES (:id, "
             ":study_instance_uid, :revision, :series_instance_uid, :bundle, :bundle_version, :bundle_digest, :route, "
-            ":results, :send_to, :instances, 'QUEUED', :now, :now) ON CONFLICT DO NOTHING"
+            ":results, :send_to, :instances, :priority, 'QUEUED', :now, :now) ON CONFLICT DO NOTHING"
         ),
         {**values, "id": job.job_id, "now": now},
     )
@@ -74,6 +76,7 @@ def _merged(jobs: Iterable[NewJob]) -> list[NewJob]:
                 results=tuple(dict.fromkeys((*other.results, *job.results))),
                 send_to=tuple(dict.fromkeys((*other.send_to, *job.send_to))),
                 instances=_union(other.instances, job.instances),
+                priority=max(other.priority, job.priority),
             )
     return list(merged.values())
 

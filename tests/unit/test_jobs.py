@@ -255,3 +255,31 @@ def test_six_workers_that_race_for_the_same_jobs_share_them_out(database_url: st
     assert sorted(job_id for claimed in got.values() for job_id in claimed) == sorted(ids)
     assert {job["attempts"] for job in jobs.listing(db)} == {1}
     db.close()
+
+
+def test_what_is_urgent_is_rung_and_read_first_whatever_message_comes(database: Database) -> None:
+    routine, high, stat = (
+        new_job(bundle="routine"), new_job(bundle="high", priority=1), new_job(bundle="stat", priority=2)
+    )  # fmt: skip
+    routed(database, routine, high, stat)
+    assert jobs.to_ring(database, 200.0, 30) == [stat.job_id, high.job_id, routine.job_id]
+
+    def message(job_id: str) -> str | None:
+        claimed = jobs.claim_most_urgent(database, job_id, "w1", 200.0)
+        return claimed.bundle if claimed else None
+
+    assert message(routine.job_id) == "stat"
+    assert [message(stat.job_id), message(stat.job_id)] == ["high", "routine"]
+    assert message(high.job_id) is None
+
+
+def test_of_equally_urgent_jobs_the_one_that_was_rung_for_is_read(database: Database) -> None:
+    ids = routed(database, new_job(bundle="a"), new_job(bundle="b"))
+    claimed = jobs.claim_most_urgent(database, ids[1], "w1", 200.0)
+    assert claimed is not None
+    assert claimed.id == ids[1]
+
+
+def test_two_routes_that_order_one_job_get_the_higher_priority(database: Database) -> None:
+    (job_id,) = set(routed(database, new_job(route="a", priority=2), new_job(route="b")))
+    assert jobs.show(database, job_id)["priority"] == 2

@@ -3,6 +3,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.uid import ComprehensiveSRStorage
@@ -10,7 +11,7 @@ from pydicom.uid import ComprehensiveSRStorage
 from node import bundles
 from node.bundles import Bundle
 from node.route import router
-from node.settings import Routes, Settings
+from node.settings import Route, Routes, Settings
 from node.store import jobs, studies
 from node.store.db import Database
 from node.store.spool import Spool
@@ -188,3 +189,21 @@ def test_a_volume_of_which_a_part_was_removed_is_left_and_says_so(database: Data
     study = studies.show(database, study_uid)
     assert [job["revision"] for job in study["jobs"]] == [1]
     assert "1 of its instances were removed by retention" in study["reason"]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "asked", "expected"),
+    [
+        ({}, "routine", 0),
+        ({}, "stat", 2),
+        ({"RequestedProcedurePriority": "STAT"}, "routine", 2),
+        ({"StudyPriorityID": "HIGH"}, "routine", 1),
+        ({"StudyPriorityID": "LOW"}, "high", 1),
+    ],
+)
+def test_the_images_or_the_route_say_how_urgent_a_study_is(
+    tmp_path: Path, keywords: dict[str, str], asked: Any, expected: int
+) -> None:
+    study = study_of(series_of(tmp_path, 2, **keywords))
+    route = Route(name="r", models=("one",), send_to=("pacs",), priority=asked)
+    assert router.priority(study, route) == expected
