@@ -14,17 +14,17 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from node import uids
-from node.codes import Code
+from node import uids, weights
+from node.dicomconfig import Condition as Condition
+from node.dicomconfig import DicomConfig as DicomConfig
+from node.dicomconfig import ExplainEntry as ExplainEntry
+from node.dicomconfig import FindingEntry as FindingEntry
+from node.dicomconfig import SegmentEntry as SegmentEntry
 from node.errors import BundleError
-
-_Number = Annotated[float, Field(strict=True)]
-Condition = str | _Number | list[str | _Number] | dict[str, Any]
-"""`"text*"`, a number, a list of alternatives, or `{min=, max=, not=, absent=}`; see `node/route/matching.py`."""
 
 _CHECKOUT = Path(__file__).resolve().parent.parent / "models"
 SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(sys.prefix) / "share" / "wetread" / "models"
@@ -34,80 +34,10 @@ SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(sys.prefix) / "share" / "wet
 _IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CodeEntry(_Strict):
-    """A coded entry in dicom.toml."""
-
-    code: str = Field(min_length=1)
-    scheme: str = Field(min_length=1)
-    meaning: str = Field(min_length=1, max_length=64)
-
-    def to_code(self) -> Code:
-        """Return the entry as a `Code`."""
-        return Code(self.code, self.scheme, self.meaning)
-
-
-class SegmentEntry(_Strict):
-    """One label of a segmentation bundle and what it means (PS3.3 §C.8.20.2)."""
-
-    value: int = Field(ge=1, le=255)
-    label: str = Field(max_length=64)
-    category: CodeEntry
-    type: CodeEntry
-    type_modifier: CodeEntry | None = None
-    color: str = Field(pattern="^#[0-9a-fA-F]{6}$")
-    measurements: list[Literal["volume", "area"]] = []
-
-
-class FindingEntry(_Strict):
-    """One output of a classification bundle and what it means (TID 1501)."""
-
-    output: int = Field(ge=0)
-    label: str = Field(max_length=64)
-    type: CodeEntry
-    site: CodeEntry | None = None
-    threshold: float = Field(ge=0, le=1)
-    calibrated: bool
-
-
-class ExplainEntry(_Strict):
-    """How a classification bundle is asked where it looked: Grad-CAM on one layer, or occlusion of any network."""
-
-    method: Literal["grad-cam", "occlusion"] = "grad-cam"
-    layer: str = ""
-
-    @model_validator(mode="after")
-    def _has_its_layer(self) -> ExplainEntry:
-        if (self.method == "grad-cam") != bool(self.layer):
-            raise ValueError('method "grad-cam" needs a layer of the network, and "occlusion" takes none')
-        return self
-
-
-class DicomConfig(_Strict):
-    """`configs/dicom.toml`: which series the bundle reads and what its outputs mean."""
-
-    label: str = Field(max_length=16)
-    kind: Literal["classification", "segmentation"]
-    dimensions: Literal[2, 3]
-    manufacturer: str = Field(min_length=1, max_length=64)
-    series: dict[str, Condition]
-    prefer: dict[str, str | list[str]] = {}
-    segment: list[SegmentEntry] = []
-    finding: list[FindingEntry] = []
-    explain: ExplainEntry | None = None
-
-    @model_validator(mode="after")
-    def _explains_findings(self) -> DicomConfig:
-        if self.explain is not None and self.kind != "classification":
-            raise ValueError("[explain] is for classifications; a segmentation shows what it found by itself")
-        return self
-
-
-class Bundle(_Strict):
+class Bundle(BaseModel):
     """One version of one model: a MONAI Bundle folder."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     version: str
@@ -127,8 +57,11 @@ class Bundle(_Strict):
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights file alone, as it is written into every object."""
-        return hashlib.sha256(weights_path(self.folder).read_bytes()).hexdigest()
+        """SHA-256 of the weights alone, as it is written into every object; of shards, over the index and each."""
+        total = hashlib.sha256()
+        for path in weights.files(weights_path(self.folder)):
+            total.update(path.read_bytes())
+        return total.hexdigest()
 
     @property
     def device_uid(self) -> str:
@@ -137,8 +70,8 @@ class Bundle(_Strict):
 
 
 def weights_path(folder: Path) -> Path:
-    """Return the bundle's weights: TorchScript, state dict or safetensors under `models/`."""
-    for name in ("model.pt", "model.safetensors", "model.ts"):
+    """Return the bundle's weights under `models/`: state dict, safetensors, the index of its shards, or TorchScript."""
+    for name in ("model.pt", "model.safetensors", weights.INDEX, "model.ts"):
         if (folder / "models" / name).is_file():
             return folder / "models" / name
     raise BundleError(f"Bundle {folder.name} has no weights: models/model.pt or models/model.safetensors is missing.")

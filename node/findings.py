@@ -33,6 +33,8 @@ class Volume:
     plane is only the pixel grid.
     `spacing_mm`: (between slices, between rows, between columns), or None where millimeters are not
     calibrated, as on a film without a valid PixelSpacing.
+    `channels`: what a bundle reads where it is more than `pixels`, each of its shape: several series on one grid, the
+    first of them `pixels`; or red, green and blue 0..255 of a color image (`is_color`), `pixels` its luminance.
     """
 
     pixels: NDArray[np.float32]
@@ -41,6 +43,8 @@ class Volume:
     spacing_mm: tuple[float, float, float] | None
     modality: str
     is_projection: bool
+    channels: tuple[NDArray[np.float32], ...] = ()
+    is_color: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,14 +121,22 @@ class Segment:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """A label map on the source grid, slice for slice.
+    """A label map on the source grid, slice for slice, or masks that overlap.
 
-    `labels`: uint8, (slice, row, column), 0 is background; `sources[k]` is the image under slice k.
+    `labels`: uint8, (slice, row, column), 0 is background; `sources[k]` is the image under slice k. `masks`, there only
+    where segments share voxels: (segment, slice, row, column) in the order of `segments`; `labels` then has the last.
     """
 
     labels: NDArray[np.uint8]
     sources: tuple[Source, ...]
     segments: tuple[Segment, ...]
+    masks: NDArray[np.bool_] | None = None
+
+    def mask(self, segment: Segment) -> NDArray[np.bool_]:
+        """Return where `segment` is: (slice, row, column)."""
+        if self.masks is None:
+            return np.asarray(self.labels == segment.value)
+        return np.asarray(self.masks[[s.value for s in self.segments].index(segment.value)])
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ A pickle is a program. Its opcodes are walked, not executed, to name what it wou
 
 from __future__ import annotations
 
+import json
 import pickletools
 import re
 import zipfile
@@ -14,12 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
+from node.errors import BundleError
+
 Kind = Literal[
     "state dict", "safetensors", "TorchScript", "ONNX", "HDF5", "pickle", "Git LFS pointer", "empty", "unknown"
 ]
 
 _NAMES: dict[Kind, str] = {"state dict": "model.pt", "safetensors": "model.safetensors", "TorchScript": "model.ts"}
 """What wetread loads, and the name it must have (MONAI Bundle Specification, `models/`)."""
+INDEX = "model.safetensors.index.json"
+"""Says in which file ("shard") of safetensors each tensor lies."""
+_MAX_INDEX = 1 << 26
 
 _LEGACY = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
 """The magic number, pickled, with which `torch.save` began its files before they were ZIP archives."""
@@ -61,7 +67,7 @@ class Weights:
             article = "an" if self.kind in ("ONNX", "HDF5") else "a file of" if self.kind == "unknown" else "a"
             what = {"empty": "empty", "unknown": "no file of weights"}.get(self.kind, f"{article} {self.kind} file")
             return f"{self.path.name} is {what}; {_REMEDIES[self.kind]}."
-        if self.path.suffix != Path(_NAMES[self.kind]).suffix:
+        if self.path.name != INDEX and self.path.suffix != Path(_NAMES[self.kind]).suffix:
             what = "a safetensors" if self.kind == "safetensors" else f"a {self.kind}"
             return f"{self.path.name} is {what} file under a wrong name; rename it to {_NAMES[self.kind]}."
         if self.foreign:
@@ -72,8 +78,33 @@ class Weights:
         return ""
 
 
+def files(path: Path) -> tuple[Path, ...]:
+    """Return the files that the weights at `path` consist of: itself, or the index and its shards.
+
+    Raises `BundleError` where the index is none, or names a file that is not beside it.
+    """
+    if path.name != INDEX:
+        return (path,)
+    try:
+        named = json.loads(path.read_bytes()[:_MAX_INDEX])["weight_map"].values()
+        shards = sorted({str(name) for name in named})
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise BundleError(f"{path.name} is no index of safetensors: it needs weight_map, tensor name → file.") from None
+    for name in shards:
+        if Path(name).name != name or not (path.parent / name).is_file():
+            raise BundleError(f'{path.name} names the file "{name}", which is not beside it in models/; copy it there.')
+    return (path, *(path.parent / name for name in shards))
+
+
 def look(path: Path) -> Weights:
-    """Say what the file at `path` is; raises OSError where it cannot be read."""
+    """Say what the file at `path` is, or the shards that it is the index of.
+
+    Raises OSError where it cannot be read, `BundleError` for an index that is none.
+    """
+    if path.name == INDEX:
+        shards = [look(shard) for shard in files(path)[1:]]
+        wrong = [shard for shard in shards if shard.fault or shard.kind != "safetensors"]
+        return wrong[0] if wrong else Weights(path, "safetensors", sum(shard.size for shard in shards))
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(128)

@@ -20,7 +20,8 @@ from node.findings import Volume
 from tests.unit.phantom import ORIENTATIONS, body, classifier, film, save, segmenter, stack
 from workers.load.series import load
 from workers.predict import device
-from workers.predict.network import Network, to_image
+from workers.predict.loaded import to_image
+from workers.predict.network import Network
 
 
 def volume(tmp_path: Path, **how: Any) -> Volume:

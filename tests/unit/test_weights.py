@@ -185,3 +185,51 @@ def test_a_network_for_color_is_declined_on_gray_images(tmp_path: Path, bundle: 
         Permanent, match=r"a network of 3 input channels, and its preprocessing makes 1 of these images"
     ):
         network(bundle).read(volume)
+
+
+def sharded(bundle: bundles.Bundle) -> bundles.Bundle:
+    """The same bundle with its weights in two shards and an index."""
+    state = torch.load(model(bundle), weights_only=True)
+    placed = {name: f"model-0000{k}-of-00002.safetensors" for k, name in enumerate(sorted(state), 1)}
+    for name, file in placed.items():
+        save_file({name: state[name]}, bundle.folder / "models" / file)
+    (bundle.folder / "models" / weights.INDEX).write_text(json.dumps({"weight_map": placed}))
+    model(bundle).unlink()
+    return bundles.load(bundle.folder)
+
+
+def test_shards_of_safetensors_are_one_file_of_weights(tmp_path: Path) -> None:
+    whole, shards = segmenter(tmp_path / "whole"), sharded(segmenter(tmp_path / "shards"))
+    told = weights.look(bundles.weights_path(shards.folder))
+    assert (told.kind, told.fault) == ("safetensors", "")
+    assert told.size > 100
+    assert shards.weights_sha256 != whole.weights_sha256
+    ours, theirs = (Network(bundle, "cpu", bundle.digest)._network.state_dict() for bundle in (shards, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", "is no index of safetensors"),
+        ('{"weight_map": {"weight": "../model.pt"}}', 'names the file "../model.pt", which is not beside it'),
+        ('{"weight_map": {"weight": "model-00001-of-00002.safetensors"}}', "1 parameters are missing"),
+        (
+            '{"weight_map": {"weight": "model-00001-of-00002.safetensors", "bias": "model-00001-of-00002.safetensors", '
+            '"x": "model-00002-of-00002.safetensors"}}',
+            "does not say that weight is in",
+        ),
+    ],
+)
+def test_an_index_that_lies_is_refused(index: str, message: str, tmp_path: Path) -> None:
+    bundle = sharded(segmenter(tmp_path / "phantom"))
+    (bundle.folder / "models" / weights.INDEX).write_text(index)
+    with pytest.raises(BundleError, match=message):
+        Network(bundles.load(bundle.folder), "cpu", bundles.load(bundle.folder).digest)
+
+
+def test_a_shard_of_another_kind_is_named(tmp_path: Path) -> None:
+    bundle = sharded(segmenter(tmp_path / "phantom"))
+    torch.save({"weight": torch.zeros(1)}, bundle.folder / "models" / "model-00001-of-00002.safetensors")
+    assert "is a state dict file under a wrong name" in weights.look(bundles.weights_path(bundle.folder)).fault

@@ -145,7 +145,7 @@ def _aligned(path: Path, image: Volume) -> NDArray[Any]:
 
 
 def _known(labels: NDArray[Any], path: Path, bundle: Bundle) -> NDArray[np.uint8]:
-    values = [entry.value for entry in bundle.dicom.segment]
+    values = [entry.number for entry in bundle.dicom.segment]
     found = {float(value) for value in np.unique(labels)} - {0.0}
     if len(values) == 1 and len(found) == 1:
         return np.where(labels != 0, values[0], 0).astype(np.uint8)

@@ -20,7 +20,7 @@ def findings(pred: NDArray[Any], volume: Volume, bundle: Bundle) -> tuple[Findin
     values = np.asarray(pred, dtype=np.float64).reshape(-1)
     if not np.isfinite(values).all() or values.min(initial=0.0) < 0 or values.max(initial=1.0) > 1:
         raise Permanent(f"{bundle.title} answered with values that are no probabilities; nothing was reported.")
-    last = max(entry.output for entry in bundle.dicom.finding)
+    last = max((entry.output for entry in bundle.dicom.finding), default=-1)
     if np.asarray(pred).ndim != 1 or last >= len(values):
         told = "×".join(map(str, np.shape(pred)))
         raise Permanent(f"{bundle.title} answered in shape {told}; dicom.toml explains {last + 1} outputs.")

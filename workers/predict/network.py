@@ -6,7 +6,7 @@ else runs as the bundle says. `$` expressions are code, so a bundle runs only wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.compose import Compose
 from monai.transforms.post.dictionary import Invertd
 from numpy.typing import NDArray
 
@@ -23,13 +22,11 @@ from node.bundles import Bundle
 from node.errors import BundleError, Permanent, Transient
 from node.findings import Volume
 from workers.predict import device as devices
-from workers.predict import weights
+from workers.predict import loaded, weights
+from workers.predict.loaded import to_images
 from workers.predict.quick import quicken
 from workers.predict.scripts import Scripts
 
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_READERS = ("LoadImage", "LoadImaged", "LoadImageD", "LoadImageDict")
-_WRITERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
 _NEEDED = ("inferer", "preprocessing", "postprocessing")
 
 Draw = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
@@ -65,6 +62,7 @@ class Network:
             raise BundleError(f"Bundle {bundle.title}: configs/inference.json does not build: {reason}") from error
         self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
         self._leaves_alone = quicken(self._before, self._after)
+        self._keys = loaded.keys(self._before)
         self._network = weights.load(parts.get("network_def"), bundle, self._device)
 
     def read(self, volume: Volume) -> NDArray[Any]:
@@ -75,9 +73,9 @@ class Network:
         """
         self.shapes = {"source": volume.pixels.shape}
         with torch.inference_mode(), self._at_work(volume):
-            case = self._before({"image": to_image(volume, copy=not self._leaves_alone)})
-            self.shapes["network_input"] = (1, *case["image"].shape)
-            answer = self._inferer(case["image"].as_tensor()[None].to(self._device), self._network)
+            case, image = self._prepared(volume)
+            self.shapes["network_input"] = tuple(image.shape)
+            answer = self._inferer(image, self._network)
             case["pred"] = self._require_finite(answer)[0]
             self.shapes["network_output"] = tuple(answer.shape)
             answer = self._after(case)["pred"]
@@ -90,11 +88,21 @@ class Network:
         (maps, column, row[, slice]). What the preprocessing cut away is 0. Raises as `read` does.
         """
         with torch.no_grad(), self._at_work(volume):
-            case = self._before({"image": to_image(volume)})
-            maps = draw(self._network, case["image"].as_tensor()[None].to(self._device))
+            case, image = self._prepared(volume)
+            maps = draw(self._network, image)
             case["pred"] = self._require_finite(maps)
-            back = Invertd(keys="pred", transform=self._before, orig_keys="image", nearest_interp=False)
+            key = self._image_key(case)
+            back = Invertd(keys="pred", transform=self._before, orig_keys=key, nearest_interp=False)
             return np.asarray(back(case)["pred"], np.float32)
+
+    def _prepared(self, volume: Volume) -> tuple[dict[Any, Any], torch.Tensor]:
+        """Return what the preprocessing makes of `volume`, and of it the network's input (1, channel, …)."""
+        case = self._before(to_images(volume, self._keys, self._title, copy=not self._leaves_alone))
+        return case, case[self._image_key(case)].as_tensor()[None].to(self._device)
+
+    def _image_key(self, case: dict[Any, Any]) -> str:
+        """The input's key: `image`, as bundles call it, or the one that was loaded."""
+        return loaded.IMAGE if loaded.IMAGE in case else self._keys[0]
 
     @contextmanager
     def _at_work(self, volume: Volume) -> Iterator[None]:
@@ -133,21 +141,6 @@ class Network:
         return MetaTensor(answer.float().cpu())
 
 
-def to_image(volume: Volume, copy: bool = True) -> MetaTensor:
-    """Return `volume` as MONAI's readers hand images over: (column, row[, slice]), float32, no channel.
-
-    A stack has a RAS affine in mm, as from a NIfTI file; a film has its pixel grid, as from a picture file. In memory
-    a stack runs on as it did; without `copy` it is the very memory of `volume`, which nobody may write to.
-    """
-    array = (volume.pixels.copy() if copy else volume.pixels).transpose(2, 1, 0)
-    affine = _LPS_TO_RAS @ volume.affine_mm
-    if len(volume.sources) == 1:
-        array = np.ascontiguousarray(array[:, :, 0])
-        affine = np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0, 1.0])
-    meta = {"original_channel_dim": "no_channel", "space": "RAS"}
-    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=meta)
-
-
 def _parse(folder: Path, device: torch.device) -> dict[str, Any]:
     """Resolve the parts of `inference.json` that a reading needs, and nothing else of it."""
     parser = ConfigParser()
@@ -157,23 +150,11 @@ def _parse(folder: Path, device: torch.device) -> dict[str, Any]:
         raise BundleError(f"Bundle {folder.name}: configs/inference.json has no id {', '.join(missing)}.")
     parser["bundle_root"] = str(folder)
     parser["device"] = device
-    for key, replaced in (("preprocessing", _READERS), ("postprocessing", _WRITERS)):
-        if f"{key}::transforms" in parser and isinstance(steps := parser[f"{key}::transforms"], list):
-            parser[f"{key}::transforms"] = [step for step in steps if not _is_any(step, replaced)]
+    for key in ("preprocessing", "postprocessing"):
+        if f"{key}::transforms" in parser:
+            parser[f"{key}::transforms"] = loaded.in_memory(parser[f"{key}::transforms"])
     parser.parse(True)
     parts = {key: parser.get_parsed_content(key) for key in ("network_def", *_NEEDED) if key in parser}
-    _drop(parts["preprocessing"], _READERS)
-    _drop(parts["postprocessing"], _WRITERS)
+    loaded.replace_files(parts["preprocessing"])
+    loaded.replace_files(parts["postprocessing"])
     return parts
-
-
-def _drop(steps: Any, names: tuple[str, ...]) -> None:
-    """Take transforms out of a Compose in place, however the configuration made it, so that `Invertd` knows it."""
-    if isinstance(steps, Compose):
-        steps.transforms = tuple(step for step in steps.transforms if type(step).__name__ not in names)
-        for step in steps.transforms:
-            _drop(step, names)
-
-
-def _is_any(step: Any, names: tuple[str, ...]) -> bool:
-    return isinstance(step, Mapping) and str(step.get("_target_", "")).rsplit(".", 1)[-1] in names

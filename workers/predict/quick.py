@@ -72,7 +72,7 @@ def _resampling(before: Any) -> AxisResample | None:
 def _copies(before: Compose) -> bool:
     """Nothing but re-ordering stands before the resampling, which gives a new image in any case."""
     names = [type(step).__name__ for step in before.transforms]
-    return set(names[: names.index("Spacingd")]) <= {"Orientationd", "EnsureChannelFirstd"}
+    return set(names[: names.index("Spacingd")]) <= {"Loaded", "Orientationd", "EnsureChannelFirstd"}
 
 
 def _is_plain_inverse(step: Any, before: Compose) -> bool:

@@ -27,7 +27,11 @@ def read(network: Network, volumes: Sequence[Volume], bundle: Bundle, started: d
 def algorithm(bundle: Bundle) -> Algorithm:
     """Return the bundle as TID 4019 names it; the operating thresholds are among its parameters."""
     digest = bundle.weights_sha256
-    thresholds = sorted({f"threshold={entry.threshold:.2f}" for entry in bundle.dicom.finding})
+    dicom = bundle.dicom
+    used: list[float | None] = [entry.threshold for entry in dicom.finding]
+    used += [entry.threshold for entry in dicom.segment]
+    used += [entry.threshold for entry in dicom.detection]
+    thresholds = sorted({f"threshold={threshold:.2f}" for threshold in used if threshold is not None})
     return Algorithm(
         name=bundle.name,
         version=bundle.version,

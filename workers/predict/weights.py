@@ -6,6 +6,7 @@ is such a network; beside a `network_def` it gives its weights alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def _script(path: Path, device: torch.device) -> torch.nn.Module:
 
 
 def _state(path: Path, device: torch.device) -> Mapping[str, Any]:
+    if path.name == weights.INDEX:
+        return _shards(path, device)
     if path.suffix == ".safetensors":
         return load_file(path, device=str(device))
     state = torch.load(path, map_location=device, weights_only=True)
@@ -74,6 +77,18 @@ def _state(path: Path, device: torch.device) -> Mapping[str, Any]:
             f"{path} holds a {type(state).__name__}; a state dict was expected: "
             "torch.save(network.state_dict(), 'model.pt')."
         )
+    return state
+
+
+def _shards(index: Path, device: torch.device) -> Mapping[str, Any]:
+    """Return the tensors of all shards; each must be where the index says, so that none is taken for another."""
+    placed: Mapping[str, str] = json.loads(index.read_bytes())["weight_map"]
+    state: dict[str, Any] = {}
+    for shard in weights.files(index)[1:]:
+        found = load_file(shard, device=str(device))
+        if strange := sorted(name for name in found if placed.get(name) != shard.name):
+            raise BundleError(f"{index.name} does not say that {strange[0]} is in {shard.name}; write the index again.")
+        state |= found
     return state
 
 

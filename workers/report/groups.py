@@ -108,10 +108,9 @@ def coded(code: Code) -> PydicomCode:
 
 def key_slice(segmentation: Segmentation, segment: Segment | None = None) -> int:
     """Return the slice on which `segment`, or all of them, is largest; the middle one when there is nothing."""
-    labels = segmentation.labels
-    wanted = labels == segment.value if segment else labels > 0
+    wanted = segmentation.mask(segment) if segment else segmentation.labels > 0
     area = wanted.sum(axis=(1, 2))
-    return int(np.argmax(area)) if area.any() else labels.shape[0] // 2
+    return int(np.argmax(area)) if area.any() else len(segmentation.labels) // 2
 
 
 def _seen_group(
@@ -119,7 +118,7 @@ def _seen_group(
 ) -> Group:
     k = key_slice(segmentation, segment)
     source = segmentation.sources[k]
-    mask = np.asarray(segmentation.labels[k] == segment.value)
+    mask = segmentation.mask(segment)[k]
     if segment.is_empty or volume.is_projection or volume.spacing_mm is None:
         measurements = list(_labels(run, segment, segmentation, volume, source, stack))
     else:
@@ -209,7 +208,7 @@ def _size(segment: Segment, segmentation: Segmentation, volume: Volume) -> Measu
     """What a segment without measurements shows: its pixels, or on a calibrated volume that there are none."""
     if not volume.is_projection and segment.is_empty:
         return Measurement(codes.VOLUME, 0.0, codes.MILLILITER)
-    return Measurement(codes.AREA, float((segmentation.labels == segment.value).sum()), codes.PIXELS)
+    return Measurement(codes.AREA, float(segmentation.mask(segment).sum()), codes.PIXELS)
 
 
 def _standard(run: Run, segment: Segment, film: Source | None) -> list[sr.Measurement]:

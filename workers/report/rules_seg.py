@@ -87,18 +87,18 @@ def _kind(case: Case) -> Iterator[str]:
 
 def _pixels_and_places(case: Case) -> Iterator[str]:
     for ds, segmentation, volume in _pairs(case):
-        numbers = {n: segment.value for n, segment in enumerate(described(segmentation), 1)}
+        numbered = dict(enumerate(described(segmentation), 1))
         where = {source: k for k, source in enumerate(segmentation.sources)}
         total = 0
         for frame in frames(ds):
             k = where.get(frame.source)
-            mask = segmentation.labels[k] == numbers[frame.segment_number] if k is not None else np.zeros(1, bool)
+            mask = segmentation.mask(numbered[frame.segment_number])[k] if k is not None else np.zeros(1, bool)
             if not np.array_equal(frame.mask, mask) and (k is not None or frame.mask.any()):
                 yield f"a frame of segment {frame.segment_number} on {frame.source.sop_instance_uid} is not our mask"
             if not volume.is_projection and not _in_place(case, frame):
                 yield f"a frame is not where {frame.source.sop_instance_uid} is"
             total += int(frame.mask.sum())
-        if total != int(np.isin(segmentation.labels, list(numbers.values())).sum()):
+        if total != sum(int(segmentation.mask(segment).sum()) for segment in numbered.values()):
             yield "voxels of the mask are in no frame"
 
 
@@ -149,10 +149,11 @@ def _segments(case: Case) -> Iterator[str]:
 
 
 def _overlap(case: Case) -> Iterator[str]:
-    for ds in case.of_kind("SEG"):
+    for ds, segmentation, _ in _pairs(case):
         found: dict[tuple[Source, int], int] = {}
-        if ds.get("SegmentsOverlap") != "NO":
-            yield f"SegmentsOverlap is {ds.get('SegmentsOverlap')}, a label map has none"
+        wanted = "NO" if segmentation.masks is None else "YES"
+        if ds.get("SegmentsOverlap") != wanted:
+            yield f"SegmentsOverlap is {ds.get('SegmentsOverlap')} where {wanted} is true"
         for frame in frames(ds):
             found[frame.source, frame.segment_number] = int(frame.mask.sum())
         for number in {n for _, n in found}:
@@ -167,5 +168,5 @@ RULES = (
     Rule("24-25, 33", "Frame of Reference, series, grid and plane are there", _references),
     Rule("26, 29", "the equipment is named and the Content Label is a CS", _equipment),
     Rule("27", "every segment is coded, colored, tracked and names its algorithm", _segments),
-    Rule("30-31", "no segment is empty, none overlap", _overlap),
+    Rule("30-31", "no segment is empty, and the SEG says whether any overlap", _overlap),
 )

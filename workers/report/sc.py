@@ -98,10 +98,11 @@ def _values(segment: Segment) -> str:
 def _masks(segmentation: Segmentation | None, source: Source) -> Iterator[picture.Mask]:
     if segmentation is None or source not in segmentation.sources:
         return
-    labels = segmentation.labels[segmentation.sources.index(source)]
+    k = segmentation.sources.index(source)
     for segment in segmentation.segments:
-        if (labels == segment.value).any():
-            yield picture.Mask(labels == segment.value, segment.color)
+        mask = segmentation.mask(segment)[k]
+        if mask.any():
+            yield picture.Mask(mask, segment.color)
 
 
 def capture(run: Run, source: Source, rgb: picture.Pixels, description: str) -> Dataset:

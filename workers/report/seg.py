@@ -64,12 +64,12 @@ def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) ->
     if not segments:
         return None
     _require_place({source.sop_instance_uid: run.header(source) for source in segmentation.sources}.values(), volume)
-    images, labels = _on_frames(run, segmentation, volume)
-    kind = encoding(run.context.seg_type, labels.shape[-1])
+    images, pixels = _on_frames(run, segmentation, stacked(segmentation, segments), volume)
+    kind = encoding(run.context.seg_type, pixels.shape[2])
     algorithm = run.reading.algorithm
     ds = SegmentationDocument(
         source_images=images,
-        pixel_array=renumbered(labels, segments),  # a new array: highdicom may overwrite it
+        pixel_array=pixels,
         segmentation_type=kind,
         segment_descriptions=[_describe(run, s, n, volume) for n, s in enumerate(segments, 1)],
         series_instance_uid=run.uid("SEG", ordinal, "series"),
@@ -82,7 +82,7 @@ def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) ->
         device_serial_number=run.context.node.serial_number,
         content_label=content_label(algorithm),
         content_description="AI segmentation, unverified" + ("; plane is the pixel grid" * volume.is_projection),
-        omit_empty_frames=_leave_out_empty_frames(labels, kind, len(segments), len(segmentation.sources)),
+        omit_empty_frames=_leave_out_empty_frames(pixels, kind, len(segments), len(segmentation.sources)),
         specific_character_set=run.inherited.get("SpecificCharacterSet"),
     )
     return _finished(ds, run, volume, ordinal)
@@ -103,14 +103,26 @@ def renumbered(labels: NDArray[np.uint8], segments: Sequence[Segment]) -> NDArra
     return np.asarray(table[labels], np.uint8)
 
 
+def stacked(segmentation: Segmentation, segments: Sequence[Segment]) -> NDArray[np.uint8]:
+    """Return what highdicom writes, in a new array, because it may overwrite it.
+
+    Segment Numbers, (slice, row, column); where segments overlap, 0 or 1 in (slice, row, column, segment).
+    """
+    if segmentation.masks is None:
+        return renumbered(segmentation.labels, segments)
+    return np.stack([segmentation.mask(segment) for segment in segments], axis=-1).astype(np.uint8)
+
+
 def content_label(algorithm: Algorithm) -> str:
     """Return a Content Label: CS, upper case, at most 16 characters (PS3.5 §6.2)."""
     label = re.sub(r"[^A-Z0-9]+", "_", algorithm.label.upper()).strip("_")[:16]
     return label or "AI_SEGMENTATION"
 
 
-def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[list[Dataset], NDArray[np.uint8]]:
-    """Return clean source headers and the label map in the same order; a multi-frame source gives all its frames."""
+def _on_frames(
+    run: Run, segmentation: Segmentation, pixels: NDArray[np.uint8], volume: Volume
+) -> tuple[list[Dataset], NDArray[np.uint8]]:
+    """Return clean source headers and `pixels` in the same order; a multi-frame source gives all its frames."""
     first = segmentation.sources[0]
     if first.frame_number is None or volume.is_projection:
         headers = [run.header(source) for source in segmentation.sources]
@@ -118,12 +130,12 @@ def _on_frames(run: Run, segmentation: Segmentation, volume: Volume) -> tuple[li
         for image in images:
             if not image.get("SliceThickness"):  # type 2 in an image, type 1C here; the distance is what we know
                 image.SliceThickness = round(volume.spacing_mm[0], 6) if volume.spacing_mm else 1
-        return images, segmentation.labels
+        return images, pixels
     header = run.header(first)
-    labels = np.zeros((int(header.NumberOfFrames), *segmentation.labels.shape[1:]), np.uint8)
+    frames = np.zeros((int(header.NumberOfFrames), *pixels.shape[1:]), np.uint8)
     for k, source in enumerate(segmentation.sources):
-        labels[(source.frame_number or 1) - 1] = segmentation.labels[k]
-    return [sources.without_quirks(header, is_projection=volume.is_projection)], labels
+        frames[(source.frame_number or 1) - 1] = pixels[k]
+    return [sources.without_quirks(header, is_projection=volume.is_projection)], frames
 
 
 def _require_place(headers: Iterable[Dataset], volume: Volume) -> None:
@@ -146,10 +158,12 @@ def _require_place(headers: Iterable[Dataset], volume: Volume) -> None:
             )
 
 
-def _leave_out_empty_frames(labels: NDArray[np.uint8], kind: str, segments: int, slices_read: int) -> bool:
-    if slices_read < labels.shape[0]:  # other frames of the same object were not read
+def _leave_out_empty_frames(pixels: NDArray[np.uint8], kind: str, segments: int, slices_read: int) -> bool:
+    frames, rows, columns = pixels.shape[:3]
+    if slices_read < frames:  # other frames of the same object were not read
         return True
-    return labels.shape[0] > EMPTY_FRAMES_UP_TO or (kind == "FRACTIONAL" and labels.size * segments > LARGE_FRACTIONAL)
+    size = frames * rows * columns * segments
+    return frames > EMPTY_FRAMES_UP_TO or (kind == "FRACTIONAL" and size > LARGE_FRACTIONAL)
 
 
 def _describe(run: Run, segment: Segment, number: int, volume: Volume) -> SegmentDescription:
