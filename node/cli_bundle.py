@@ -70,7 +70,8 @@ def check_bundle(bundle: Bundle) -> str:
     """Return a line on a bundle that is whole; raises `Permanent` naming what is wrong. Runs nothing of it."""
     from node import bundles, conditions, weights
 
-    conditions.check(bundle.dicom.series)
+    for wanted in (bundle.dicom.series, *(entry.series for entry in bundle.dicom.channel)):
+        conditions.check(wanted)
     found = weights.look(bundles.weights_path(bundle.folder))
     if found.fault:
         raise BundleError(f"Bundle {bundle.title}: {found.fault}")

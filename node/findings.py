@@ -35,6 +35,7 @@ class Volume:
     calibrated, as on a film without a valid PixelSpacing.
     `channels`: what a bundle reads where it is more than `pixels`, each of its shape: several series on one grid, the
     first of them `pixels`; or red, green and blue 0..255 of a color image (`is_color`), `pixels` its luminance.
+    `remarks`: what a reader of the results must know about how it was loaded.
     """
 
     pixels: NDArray[np.float32]
@@ -45,6 +46,7 @@ class Volume:
     is_projection: bool
     channels: tuple[NDArray[np.float32], ...] = ()
     is_color: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def _needed(network: Network) -> dict[str, Any]:
 def _stages(
     request: Request, bundle: Bundle, network: Network, laps: _Laps
 ) -> tuple[Reading, Sequence[EvidenceDocument]]:
-    from workers.load.series import load
+    from workers.load.inputs import load_for
     from workers.predict.reading import read as predict
     from workers.report import evidence, gate
     from workers.report.context import Context, NodeIdentity
@@ -159,7 +159,7 @@ def _stages(
         results=request.results,
         highest_series_number=request.highest_series_number,
     )
-    volumes = load(files, bundle.dicom.dimensions)
+    volumes = load_for(files, bundle.dicom)
     laps.end("load_s")
     reading = predict(network, volumes, bundle, started)
     laps.end("predict_s")

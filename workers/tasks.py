@@ -96,18 +96,15 @@ def _work(desk: Desk, claimed: Claimed) -> None:
 def _request(desk: Desk, claimed: Claimed, out: Path) -> Request:
     bundle = _bundle(desk, claimed)
     rows = studies.manifest(desk.db, claimed.study_instance_uid, claimed.revision)
-    wanted = set(claimed.instances)
-    files = [
-        str(desk.spool.path(row.path))
-        for row in rows
-        if row.series_instance_uid == claimed.series_instance_uid and (not wanted or row.sop_instance_uid in wanted)
-    ]
+    order = {uid: place for place, uid in enumerate(claimed.instances)}  # of several series as their channels are
+    read = [row for row in rows if not order and row.series_instance_uid == claimed.series_instance_uid]
+    read += sorted((r for r in rows if r.sop_instance_uid in order), key=lambda row: order[row.sop_instance_uid])
     return Request(
         job_id=claimed.id,
         study_instance_uid=claimed.study_instance_uid,
         series_instance_uid=claimed.series_instance_uid,
         revision=claimed.revision,
-        files=tuple(files),
+        files=tuple(str(desk.spool.path(row.path)) for row in read),
         bundle=str(bundle.folder),
         digest=claimed.bundle_digest,
         results=cast(tuple[ResultKind, ...], claimed.results),

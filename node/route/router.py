@@ -124,7 +124,8 @@ def _route(
 
 def _unless_partial(decision: Decision, bundles: Bundles, removed: Mapping[str, int]) -> Decision:
     """Leave a volume of which retention has removed a part: what is left of it would give a wrong result."""
-    gone = removed.get(decision.series_instance_uid, 0)
+    series = {decision.series_instance_uid, *(instance.series_instance_uid for instance in decision.instances)}
+    gone = sum(removed.get(uid, 0) for uid in series)
     if not (decision.read and gone and bundles[decision.bundle].dicom.dimensions == 3):
         return decision
     reason = f"{gone} of its instances were removed by retention (spool.keep_images); send the whole series again"
@@ -145,7 +146,7 @@ def _read_study(db: Database, spool: Spool, study_uid: str, revision: int) -> tu
 def _job(study: Study, revision: int, decision: Decision, route: Route, bundle: Bundle) -> NewJob:
     """Return the job for one decision; where two routes order the same one, `store` makes it serve both."""
     series = next(s for s in study.series if s.series_instance_uid == decision.series_instance_uid)
-    whole = len(decision.instances) == len(series.instances)
+    whole = decision.instances == series.instances
     return NewJob(
         study_instance_uid=study.study_instance_uid,
         revision=revision,

@@ -2,7 +2,7 @@
 
 Only images are candidates: other SOP classes, localizers and derived Secondary Captures (masks, screenshots,
 our own key images) never are. A bundle with `dimensions = 2` reads every image that meets the conditions; one with
-`dimensions = 3` reads one series of the study, the best by `prefer`.
+`dimensions = 3` reads one series of the study, the best by `prefer`; one with channels a series for each of them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pydicom.uid import UID
 
 from node.bundles import Bundle
+from node.dicomconfig import ChannelEntry, Preferences
 from node.route import matching
 from node.settings import Route
 from node.study import AttributeValue, Instance, Series
@@ -23,7 +24,10 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 @dataclass(frozen=True)
 class Choice:
-    """One series: whether the bundle reads it, which of its instances, and the reasons in words."""
+    """One series: whether the bundle reads it, which of its instances, and the reasons in words.
+
+    Of a bundle with channels the series of the first stands for all: `instances` are theirs, in the order of channels.
+    """
 
     series: Series
     chosen: bool
@@ -42,6 +46,8 @@ class _Rank:
 def select(series: Sequence[Series], bundle: Bundle, route: Route) -> list[Choice]:
     """Return every series of one study with the decision for `bundle`; raises `Permanent` on unknown keywords."""
     choices = [_candidate(one, bundle, route) for one in series]
+    if bundle.dicom.channel:
+        return _together(choices, bundle)
     if bundle.dicom.dimensions == 2:
         return choices
     return _best_only(choices, bundle)
@@ -101,7 +107,7 @@ def _meets(attributes: Mapping[str, AttributeValue], bundle: Bundle, route: Rout
 def _best_only(choices: list[Choice], bundle: Bundle) -> list[Choice]:
     ranked = sorted(
         (choice for choice in choices if choice.chosen),
-        key=lambda c: [rank.value for rank in _ranks(c, bundle)],
+        key=lambda c: [rank.value for rank in _ranks(c, bundle.dicom.prefer)],
     )
     if len(ranked) < 2:
         return choices
@@ -109,18 +115,53 @@ def _best_only(choices: list[Choice], bundle: Bundle) -> list[Choice]:
     return [c if c is best or not c.chosen else _runner_up(c, best, bundle) for c in choices]
 
 
+def _together(choices: list[Choice], bundle: Bundle) -> list[Choice]:
+    """Give each channel a series of its own; the channel that the fewest series fit chooses first."""
+    entries = bundle.dicom.channel
+    fitting = {entry.name: [choice for choice in choices if _fits(choice, entry)] for entry in entries}
+    taken: dict[str, Choice] = {}
+    for entry in sorted(entries, key=lambda entry: len(fitting[entry.name])):
+        free = [choice for choice in fitting[entry.name] if choice not in taken.values()]
+        if not free:
+            reason = f"channel {entry.name} has no series that meets its conditions on {', '.join(entry.series)}"
+            return [Choice(c.series, False, (reason,)) if c.chosen else c for c in choices]
+        prefer = entry.prefer or bundle.dicom.prefer
+        taken[entry.name] = min(free, key=lambda choice: [rank.value for rank in _ranks(choice, prefer)])
+    channels = {entry.name: taken[entry.name] for entry in entries}
+    return [_as_channel(choice, channels) if choice.chosen else choice for choice in choices]
+
+
+def _fits(choice: Choice, entry: ChannelEntry) -> bool:
+    attributes = _of(choice.series, choice.instances).attributes if choice.chosen else {}
+    return choice.chosen and matching.matches(attributes, entry.series).ok
+
+
+def _as_channel(choice: Choice, channels: Mapping[str, Choice]) -> Choice:
+    names = [name for name, one in channels.items() if one is choice]
+    first = next(iter(channels.values()))
+    if choice is first:
+        reasons = tuple(f"channel {name} is series {one.series.series_instance_uid}" for name, one in channels.items())
+        return Choice(choice.series, True, reasons, tuple(i for one in channels.values() for i in one.instances))
+    if names:
+        return Choice(
+            choice.series, False, (f"it is read as channel {names[0]} with {first.series.series_instance_uid}",)
+        )
+    return Choice(choice.series, False, ("no channel needs it",))
+
+
 def _runner_up(choice: Choice, best: Choice, bundle: Bundle) -> Choice:
     """Turn a series that also matched into one left out, naming the criterion that decided."""
-    pairs = zip(_ranks(best, bundle), _ranks(choice, bundle), strict=True)
+    prefer = bundle.dicom.prefer
+    pairs = zip(_ranks(best, prefer), _ranks(choice, prefer), strict=True)
     better, worse = next(pair for pair in pairs if pair[0].value != pair[1].value)
     reason = f"series {best.series.series_instance_uid} is preferred: {better.words}, here {worse.words}"
     return Choice(choice.series, False, (reason,))
 
 
-def _ranks(choice: Choice, bundle: Bundle) -> list[_Rank]:
+def _ranks(choice: Choice, prefer: Preferences) -> list[_Rank]:
     """Return the criteria in order: the bundle's `prefer`, most instances, thinnest slices, Series Instance UID."""
     attributes = _of(choice.series, choice.instances).attributes
-    ranks = [_preference(attributes, keyword, wanted) for keyword, wanted in bundle.dicom.prefer.items()]
+    ranks = [_preference(attributes, keyword, wanted) for keyword, wanted in prefer.items()]
     count = len(choice.instances)
     thickness = next((v for v in matching.values(attributes.get("SliceThickness")) if isinstance(v, float)), math.inf)
     uid = choice.series.series_instance_uid

@@ -17,11 +17,12 @@ def read(network: Network, volumes: Sequence[Volume], bundle: Bundle, started: d
 
     Raises `Permanent` when the network or its transforms fail; an empty segment or an absent finding is an answer.
     """
+    remarks = tuple(remark for volume in volumes for remark in volume.remarks)
     if bundle.dicom.kind == "classification":
         said = tuple(f for volume in volumes for f in findings(network.read(volume), volume, bundle))
-        return Reading(algorithm(bundle), started, findings=said)
+        return Reading(algorithm(bundle), started, findings=said, remarks=remarks)
     maps = tuple(segmentation(network.read(volume), volume, bundle) for volume in volumes)
-    return Reading(algorithm(bundle), started, segmentations=maps)
+    return Reading(algorithm(bundle), started, segmentations=maps, remarks=remarks)
 
 
 def algorithm(bundle: Bundle) -> Algorithm:

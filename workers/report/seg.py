@@ -199,6 +199,7 @@ def _finished(ds: Dataset, run: Run, volume: Volume, ordinal: int) -> Dataset:
     if ds.BitsAllocated == 8:  # highdicom pads with the character "0"; the standard wants the value (PS3.5 §8.1.1)
         pixels = ds.PixelData[: ds.NumberOfFrames * ds.Rows * ds.Columns]
         ds.PixelData = pixels + b"\0" * (len(pixels) % 2)
+    ds.ReferencedSeriesSequence = [*ds.ReferencedSeriesSequence, *_series_read_too(ds, run)]
     ds.LossyImageCompression = "01" if run.is_lossy else "00"
     if run.first.get("BodyPartExamined"):
         ds.BodyPartExamined = run.first.BodyPartExamined
@@ -207,6 +208,21 @@ def _finished(ds: Dataset, run: Run, volume: Volume, ordinal: int) -> Dataset:
     for index in ds.DimensionIndexSequence:
         index.DimensionOrganizationUID = organization
     return finish(ds, run, "SEG", ordinal)
+
+
+def _series_read_too(ds: Dataset, run: Run) -> Iterable[Dataset]:
+    """Yield an item for each series that was read besides those the frames lie on: the other channels (§C.12.1.2)."""
+    there = {str(item.SeriesInstanceUID) for item in ds.ReferencedSeriesSequence}
+    others: dict[str, list[Dataset]] = {}
+    for header in run.headers:
+        if str(header.SeriesInstanceUID) not in there:
+            image = Dataset()
+            image.ReferencedSOPClassUID, image.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
+            others.setdefault(str(header.SeriesInstanceUID), []).append(image)
+    for uid, images in others.items():
+        item = Dataset()
+        item.SeriesInstanceUID, item.ReferencedInstanceSequence = uid, images
+        yield item
 
 
 def _pixel_grid_as_plane(ds: Dataset, run: Run, volume: Volume) -> None:
