@@ -16,12 +16,16 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 def test_the_example_of_a_bundle_is_one() -> None:
     page = (ROOT / "docs" / "bundles.md").read_text(encoding="utf-8")
-    example = re.search(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert example
-    parsed = DicomConfig.model_validate(tomllib.loads(example[1]))
+    first, *others = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    parsed = DicomConfig.model_validate(tomllib.loads(first))
     conditions.check(parsed.series)
-    whole = re.sub(r"(?m)^# (?=\[\[|\w+ = )", "", example[1])
-    assert DicomConfig.model_validate(tomllib.loads(whole)).finding
+    head = first[: first.index("[[segment]]")]
+    kinds = set()
+    for example in others:
+        told = dict(re.findall(r"(kind|dimensions) = (\S+?)(?:,|\n)", example.partition("[")[0]))
+        begin = re.sub(r"(?m)^(kind|dimensions) = \S+", lambda found: f"{found[1]} = {told[found[1]]}", head)  # noqa: B023
+        kinds.add(DicomConfig.model_validate(tomllib.loads(f"{begin}\n{example}")).kind)
+    assert kinds >= {"segmentation", "classification"}
 
 
 def test_the_map_of_the_tree_names_what_is_there() -> None:
