@@ -82,7 +82,7 @@ def test_a_channel_that_is_not_there_and_one_that_is_no_probability_are_named(tm
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (zoo.segment(0, "channel") + zoo.segment(1), "all told by `value`, or all by `channel`"),
+        (zoo.segment(0, "channel") + zoo.segment(2), "all told by `value`, or all by `channel`"),
         (zoo.segment(1) + zoo.segment(1), "two .*segment.* have the same number, 1"),
         (zoo.segment(1, "channel").replace("threshold = 0.5\n", ""), "by `channel` needs a `threshold`"),
         ('[boxes]\nmode = "xyzxyz"\n', 'kind "detection" needs .*boxes'),
