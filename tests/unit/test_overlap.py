@@ -96,9 +96,9 @@ def test_a_dicom_toml_that_cannot_be_meant_is_refused(text: str, message: str, t
 def test_a_reader_that_puts_the_channel_first_is_stood_in_for(tmp_path: Path) -> None:
     bundle = zoo.multi_label(tmp_path / "zoo")
     path = bundle.folder / "configs/inference.json"
-    asked = path.read_text().replace('"keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}', "@")
-    assert "@" in asked
-    path.write_text(asked.replace("@", '"keys": "image", "image_only": true, "ensure_channel_first": true}', 1))
+    asked = path.read_text().replace('"keys": "image"}, {"_target_": "EnsureChannelFirstd", "keys": "image"}', "<>")
+    assert "<>" in asked
+    path.write_text(asked.replace("<>", '"keys": "image", "image_only": true, "ensure_channel_first": true}', 1))
     [volume] = load(save(stack(filled()), tmp_path / "in"), 3)
     [found] = reading_of(bundles.load(bundle.folder), volume).segmentations
     assert np.array_equal(found.mask(found.segments[1]), filled() > 800)
