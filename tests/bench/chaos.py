@@ -32,12 +32,12 @@ from tests.crash.hospital import Hospital, children, until
 
 SENDERS = 3
 BROKER = "broker.sock"
-BURST = (15, 30)
+BURST = (20, 40)
 """Deeds between two lulls."""
-LULL_S = (1.0, 2.0)
+LULL_S = (0.5, 2.0)
 UP_WITHIN_S = 15.0
-VICTIM_WITHIN_S = 2.0
-"""How long a process that is to be killed is waited for; its parent may have to start it first."""
+BROKER_WITHIN_S = 2.0
+"""How long a broker that is to be killed is waited for; the node has to start it again."""
 LONGEST_S = 6.0
 """How long a lock, a hung broker or a PACS that is down lasts at most."""
 DRAIN_WITHIN_S = 240.0
@@ -70,11 +70,11 @@ class Chaos:
         self._over = threading.Event()
         self._lasting: dict[str, threading.Thread] = {}
         self.deeds: dict[str, tuple[int, Callable[[], None]]] = {
-            "kill node": (5, lambda: self._restart("node")),
-            "kill worker": (4, lambda: self._restart("worker")),
-            "kill reader": (16, lambda: self._kill_below("worker", "tests.crash.hurried reader")),
-            "kill broker": (24, lambda: self._kill_below("", BROKER)),
-            "kill all": (2, self._kill_all),
+            "kill node": (3, lambda: self._restart("node")),
+            "kill worker": (3, lambda: self._restart("worker")),
+            "kill reader": (10, lambda: self._kill_below("worker", "tests.crash.hurried reader")),
+            "kill broker": (30, lambda: self._kill_below("", BROKER)),
+            "kill all": (1, self._kill_all),
             "broker flushed": (2, self._flush),
             "broker hung": (1, lambda: self._last("broker hung", self._hang_broker)),
             "broker down": (1, lambda: self._last("broker down", self._keep_broker_down)),
@@ -119,7 +119,7 @@ class Chaos:
         for _ in range(deeds):
             self.deeds[self.rng.choices(names, weights)[0]][1]()
             self._revive()
-            time.sleep(self.rng.uniform(0.05, 0.3))
+            time.sleep(self.rng.uniform(0.02, 0.2))
 
     def stuck(self) -> dict[str, str]:
         """Wait for the end; return the studies that did not come to it."""
@@ -170,7 +170,7 @@ class Chaos:
 
     def _kill_below(self, name: str, words: str) -> None:
         """Kill a child of `name` (of any process, if empty) whose command line has `words`; wait for one."""
-        deadline = time.monotonic() + VICTIM_WITHIN_S
+        deadline = time.monotonic() + (BROKER_WITHIN_S if words == BROKER else 0.2)
         while not (found := self._below(name, words)) and time.monotonic() < deadline:
             time.sleep(0.05)
         for pid in found[:1]:
