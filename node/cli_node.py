@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from importlib import import_module
@@ -11,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.cli_output import config_option, json_option, load_all, load_settings, print_json
-from node.errors import Permanent
+from node.errors import Permanent, WetreadError
 
 if TYPE_CHECKING:
+    from node.daemon import Node
     from node.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 ROLES = ("listener", "stages", "doorbell", "web")
@@ -28,15 +32,16 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     """Run the node: take studies and decide what reads them; a `wetread worker` reads and delivers.
 
     With --role only some of its parts run here, the others in other processes or on other hosts with the same
-    database, broker and spool.
+    database, broker and spool. SIGHUP has the configuration read again: routes, destinations, completeness, retention.
     """
-    from node import broker, log
+    from node import broker
     from node.daemon import Node, Role, Worker
+    from node.log import configure
     from node.settings import find_config
 
     settings, routes = load_all(config)
-    log.configure(settings.log)
-    stopping = _stop_on_signals()
+    configure(settings.log)
+    stopping, reloading = _stop_on_signals(), _set_by(signal.SIGHUP)
     with Node(settings, routes, roles=[role for role in Role if role in (roles or ROLES)]) as node:
         if node.broker_url == broker.MEMORY:
             _work_here(settings, with_worker, stopping)
@@ -44,11 +49,23 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
         worker = Worker(config or find_config()) if with_worker else None
         try:
             while not stopping.wait(1.0):
+                if reloading.is_set():
+                    reloading.clear()
+                    _reload(node, config)
                 if worker is not None and not worker.is_running():
                     raise Permanent("The worker ended; the node stops, too. Its log says why.")
         finally:
             if worker is not None:
                 worker.stop()
+
+
+def _reload(node: Node, config: Path | None) -> None:
+    """Take the configuration in anew, or keep the old one and say in one line why."""
+    try:
+        node.reload(*load_all(config))
+        log.info("The configuration was read again.", extra={"action": "configuration_reloaded"})
+    except WetreadError as error:
+        log.error("The old configuration stays. %s", error, extra={"action": "configuration_refused"})
 
 
 def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event) -> None:
@@ -66,11 +83,11 @@ def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event)
 @config_option
 def worker(config: Path | None) -> int:
     """Run a worker: read the studies that the node has routed, and deliver the results."""
-    from node import log
+    from node.log import configure
     from node.settings import find_config
 
     settings = load_settings(config)
-    log.configure(settings.log)
+    configure(settings.log)
     status: int = import_module("workers.app").run(config or find_config(), settings)  # by name: node knows no workers
     return status
 
@@ -114,10 +131,15 @@ def demo(leave: bool, study: Path | None, state: Path, timeout: int) -> None:
 
 def _stop_on_signals() -> threading.Event:
     """Return an event that SIGTERM and SIGINT set."""
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopping.set())
-    return stopping
+    return _set_by(signal.SIGTERM, signal.SIGINT)
+
+
+def _set_by(*numbers: signal.Signals) -> threading.Event:
+    """Return an event that these signals set."""
+    event = threading.Event()
+    for number in numbers:
+        signal.signal(number, lambda *_: event.set())
+    return event
 
 
 COMMANDS: tuple[Any, ...] = (serve, worker, check, demo)

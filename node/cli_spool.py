@@ -1,4 +1,4 @@
-"""`wetread spool`: is everything there that was promised, and nothing else? And a copy of it, and back."""
+"""`wetread spool verify`: is everything there that was promised, and nothing else?"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = ("/", "/models", "/healthz", "/readyz", "/metrics")
 
 @click.group()
 def spool() -> None:
-    """Check the spool and the database against each other; copy both away and back."""
+    """Check the spool and the database against each other."""
 
 
 @spool.command("verify")

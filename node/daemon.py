@@ -40,6 +40,10 @@ from node.web.health import Health
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parent.parent
+_RELOADED = frozenset({"destination", "completeness", "spool"})
+"""The sections of wetread.toml that a running node takes in anew."""
+_FIXED_RULES = ("late_instances", "archive", "fetch")
+"""What of completeness was handed on at the start."""
 MAX_PAUSE_S = 30.0
 """The longest wait after failures in a row; the usual pace returns with the first success."""
 
@@ -131,6 +135,20 @@ class Node:
     def stop(self) -> None:
         """Stop listening, let every stage end its tick, then close the broker and the database."""
         self._stack.close()
+
+    def reload(self, settings: Settings, routes: Routes) -> None:
+        """Take in routes, destinations, completeness and how long the spool keeps what; no association notices.
+
+        Raises `Permanent`, and nothing has changed, where something else did: that needs a restart.
+        """
+        changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
+        fixed = [name for name in changed if name not in _RELOADED]
+        fixed += ["spool.url"] if settings.spool.url != self.settings.spool.url else []
+        old, new = self.settings.completeness, settings.completeness
+        fixed += [f"completeness.{name}" for name in _FIXED_RULES if getattr(old, name) != getattr(new, name)]
+        if fixed:
+            raise Permanent(f"wetread.toml: {', '.join(fixed)} changed, which needs a restart.")
+        self.settings, self.routes = settings, routes
 
     @property
     def web_address(self) -> str:
@@ -234,16 +252,17 @@ class Node:
 
     def _stages(self, stack: ExitStack) -> tuple[tuple[str, float, Callable[[], object]], ...]:
         """Return name, pace and tick of each stage that moves studies on."""
-        db, settings = self.db, self.settings
-        committing = [name for name, destination in settings.destination.items() if destination.commitment]
-        arrived = partial(transfers.note, self._trail)
+        db, arrived = self.db, partial(transfers.note, self._trail)
         return (
             *self._inquiries(stack),
-            ("assemble", self.pace.assemble, lambda: assembler.tick(db, settings, clock.now())),
+            ("assemble", self.pace.assemble, lambda: assembler.tick(db, self.settings, clock.now())),
             ("route", self.pace.route, self._route),
-            ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), committing, arrived)),
-            ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, settings, clock.now())),
+            ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), self._committing(), arrived)),
+            ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, clock.now())),
         )
+
+    def _committing(self) -> list[str]:
+        return [name for name, destination in self.settings.destination.items() if destination.commitment]
 
     def _ring(self, ring: broker.Bell) -> int:
         return doorbell.tick(self.db, ring, self.settings, clock.now())
