@@ -34,11 +34,15 @@ class Point:
 
 
 POINTS: Mapping[str, Point] = {
-    "spool.before_write": Point(("node", "worker"), "the sender sends again; the job is read again"),
-    "spool.before_fsync": Point(("node", "worker"), "as before_write; the temporary file is swept later"),
-    "spool.before_rename": Point(("node", "worker"), "as before_write; the temporary file is swept later"),
-    "spool.after_rename": Point(("node", "worker"), "recovery registers it; the same bytes again are one instance"),
-    "ingest.before_rsp": Point(("node",), "as after_rename: durable, and nobody was told"),
+    "spool.before_write": Point(("worker",), "the job is read again"),
+    "spool.before_fsync": Point(("worker",), "as before_write; the temporary file is swept later"),
+    "spool.before_rename": Point(("worker",), "as before_write; the temporary file is swept later"),
+    "spool.after_rename": Point(("worker",), "a result without a row; read again, the same bytes are one result"),
+    "log.before_write": Point(("node",), "the sender sends again"),
+    "log.before_sync": Point(("node",), "the sender sends again; a whole record is laid out, a torn one is not"),
+    "ingest.before_rsp": Point(("node",), "durable, and nobody was told: laid out; the same bytes are one instance"),
+    "log.before_layout": Point(("node",), "recovery lays out what was acknowledged and registers it"),
+    "log.before_remove": Point(("node",), "recovery lays out what is there already and changes nothing"),
     "register.before": Point(("node",), "recovery registers what was acknowledged"),
     "register.before_commit": Point(("node",), "the transaction is undone; recovery registers it"),
     "assemble.before": Point(("node",), "the study is found due again"),

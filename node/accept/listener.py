@@ -27,6 +27,7 @@ from node.metrics import Registry
 from node.settings import Settings, state_folder
 from node.store import completion, deliveries, studies
 from node.store.db import Database
+from node.store.ingestlog import IngestLog
 from node.store.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -38,10 +39,13 @@ TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexp
 class Listener:
     """A running listener; `port` is the one it got when the settings ask for port 0."""
 
-    def __init__(self, server: Server, door: Door, registrar: Registrar, audit: Audit, stow: Stow) -> None:
+    def __init__(
+        self, server: Server, door: Door, registrar: Registrar, ingest_log: IngestLog, audit: Audit, stow: Stow
+    ) -> None:
         self.stow = stow
         """The second door, to be mounted in the HTTP face."""
         self._server, self._door, self._registrar, self._audit = server, door, registrar, audit
+        self._log = ingest_log
         self._stopped = False
         self.port = server.port
         self._thread = threading.Thread(target=server.serve_forever, name="listener", daemon=True)
@@ -80,7 +84,8 @@ class Listener:
         self._let_answers_go()
         self._server.abort()
         registered = self._registrar.close(timeout_s)
-        if not (answered and registered):
+        settled = self._log.close()
+        if not (answered and registered and settled):
             logger.warning("Not everything was finished; recovery does it.", extra={"action": "listener_stopped"})
         self._audit.write(AuditEvent.APPLICATION_STOP, Outcome.SUCCESS)
         self._audit.close()
@@ -103,8 +108,8 @@ def serve(
     metrics, limits = metrics or Registry(), limits or Limits()
     _quiet_pynetdicom()
     register = partial(studies.register, db, late=settings.completeness.late_instances)
-    registrar = Registrar(register, released=partial(completion.released, db))
-    door = Door(spool, registrar)
+    registrar, ingest_log = Registrar(register, released=partial(completion.released, db)), IngestLog(spool)
+    door = Door(spool, registrar, ingest_log)
     audit = Audit(state_folder(settings) / "audit.log")
     committed = partial(deliveries.committed, db)
     services = Services(
@@ -118,7 +123,7 @@ def serve(
         limits,
         turned_away=lambda reason: turned_away.add(reason=reason),
     )
-    listener = Listener(server, door, registrar, audit, Stow(door, audit, metrics))
+    listener = Listener(server, door, registrar, ingest_log, audit, Stow(door, audit, metrics))
     _announce(listener, settings, metrics, audit)
     return listener
 

@@ -1,7 +1,7 @@
-"""The one door: bytes → precheck → spool → acknowledge; the index follows in batches.
+"""The one door: bytes → precheck → ingest log → acknowledge; files and index follow in batches.
 
-`Door.receive` returns success only when the instance would survive a power cut. Registration in the database is
-not waited for: the spool has all that is needed to do it again, and recovery does so at the next start.
+`Door.receive` returns success only when the instance would survive a power cut. Neither its file in the spool nor its
+row in the database is waited for: the log has all that is needed, and recovery makes both at the next start.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from node.accept.precheck import MAX_OBJECT, Header, Refused, StoreStatus, inspe
 from node.crashpoints import reach
 from node.errors import NoRoom, Transient
 from node.log import describe
+from node.store.ingestlog import IngestLog
 from node.store.spool import Encoded, Spool, Stored
 from node.store.studies import Received
 
@@ -56,11 +57,21 @@ class Answer:
     header: Header | None = None
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """An instance that waits for the registrar, and how its file comes into its place if it is not there."""
+
+    received: Received
+    lay_out: Callable[[], None] | None
+
+
 class Door:
     """Takes instances in, whatever protocol brought them."""
 
-    def __init__(self, spool: Spool, registrar: Registrar, now: clock.Clock = clock.now) -> None:
-        self._spool, self._registrar, self._now = spool, registrar, now
+    def __init__(
+        self, spool: Spool, registrar: Registrar, ingest_log: IngestLog | None = None, now: clock.Clock = clock.now
+    ) -> None:
+        self._spool, self._registrar, self._log, self._now = spool, registrar, ingest_log, now
         self._idle = threading.Condition()
         self._inside = 0
         self._closed = False
@@ -107,12 +118,21 @@ class Door:
         if arrival.study_instance_uid not in ("", header.study_instance_uid):
             raise Refused(StoreStatus.MISMATCH, "belongs to another study than the request")
         self._spool.check_room(len(dataset))
-        stored = self._spool.store_instance(part10_header(header, arrival), dataset)
-        self._registrar.put(_received(header, arrival, stored, self._now()))
+        self._keep(dataset, header, arrival)
         if header.odd_lengths:
             _log_odd(header)
         reach("ingest.before_rsp")
         return Answer(StoreStatus.SUCCESS, header=header)
+
+    def _keep(self, dataset: Encoded, header: Header, arrival: Arrival) -> None:
+        """Make it durable, in the log or, where it is large, as a file at once; hand it to the registrar."""
+        head = part10_header(header, arrival)
+        if self._log is None or not self._log.takes(len(head) + len(dataset)):
+            stored = self._spool.store_instance(head, dataset)
+            self._registrar.put(_received(header, arrival, stored, self._now()))
+        else:
+            entry = self._log.append(head, dataset)
+            self._registrar.put(_received(header, arrival, entry.stored, self._now()), entry.lay_out)
 
 
 @dataclass(frozen=True)
@@ -124,10 +144,10 @@ class Release:
 
 
 class Registrar:
-    """Registers durable instances in the index, in batches, on a thread of its own that never gives up.
+    """Lays durable instances out and registers them, in batches, on a thread of its own that never gives up.
 
-    `register` is retried with growing pauses while the database does not answer. An instance that it refuses for
-    good is named in the log and set aside; it stays in the spool, where recovery finds it.
+    Both are tried again with growing pauses while the disk is full or the database does not answer. An instance that
+    the database refuses for good is named in the log and set aside; it stays in the spool, where recovery finds it.
     """
 
     def __init__(
@@ -137,7 +157,7 @@ class Registrar:
         released: Callable[[tuple[str, ...], float], None] = lambda study_uids, at: None,
     ) -> None:
         self._register, self._longest_pause_s, self._released = register, longest_pause_s, released
-        self._queue: queue.SimpleQueue[Received | Release | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Waiting | Release | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._ended = False
         self._waiting, self._lock = 0, threading.Lock()
@@ -149,11 +169,11 @@ class Registrar:
         """Instances that are durable and acknowledged but not in the index yet."""
         return self._waiting
 
-    def put(self, received: Received) -> None:
-        """Hand over one instance that is durable in the spool."""
+    def put(self, received: Received, lay_out: Callable[[], None] | None = None) -> None:
+        """Hand over one instance that is durable; `lay_out` where its file is not in the spool yet."""
         with self._lock:
             self._waiting += 1
-        self._queue.put(received)
+        self._queue.put(_Waiting(received, lay_out))
 
     def release(self, study_uids: Sequence[str], at: float) -> None:
         """Hand over that an association was released; noted once all that came before it is registered."""
@@ -169,9 +189,8 @@ class Registrar:
     def _run(self) -> None:
         while not self._ended:
             taken = self._take()
-            batch = [item for item in taken if isinstance(item, Received)]
-            if batch:
-                self._register_batch(batch)
+            batch = [item for item in taken if isinstance(item, _Waiting)]
+            self._register_batch([waiting.received for waiting in batch if self._lay_out(waiting)])
             with self._lock:
                 self._waiting -= len(batch)
             for item in taken:
@@ -186,25 +205,39 @@ class Registrar:
             extra = {"action": "release_not_noted", "error": describe(error)}
             logger.warning("The release of an association was not noted.", extra=extra)
 
-    def _take(self) -> list[Received | Release]:
+    def _lay_out(self, waiting: _Waiting) -> bool:
+        """Return True when the file is in its place; False when the node stops before (the log has it)."""
+        pause_s = 0.05
+        while waiting.lay_out is not None:
+            try:
+                waiting.lay_out()
+                break
+            except (NoRoom, OSError) as error:
+                logger.warning("The spool is behind.", extra=_failed([waiting.received], error))
+                if self._stopping.wait(pause_s):
+                    return False
+                pause_s = min(pause_s * 2, self._longest_pause_s)
+        return True
+
+    def _take(self) -> list[_Waiting | Release]:
         """Wait for the first instance and take with it what comes soon after; None in the queue is the end."""
-        batch: list[Received | Release] = []
+        batch: list[_Waiting | Release] = []
         deadline = float("inf")
         while len(batch) < MAX_BATCH:
             try:
-                received = self._queue.get(timeout=max(deadline - time.monotonic(), 0) if batch else None)
+                waiting = self._queue.get(timeout=max(deadline - time.monotonic(), 0) if batch else None)
             except queue.Empty:
                 return batch
-            if received is None:
+            if waiting is None:
                 self._ended = True
                 return batch
             if not batch:
                 deadline = time.monotonic() + GATHER_S
-            batch.append(received)
+            batch.append(waiting)
         return batch
 
     def _register_batch(self, batch: Sequence[Received]) -> None:
-        if self._attempt(batch) or len(batch) == 1:
+        if not batch or self._attempt(batch) or len(batch) == 1:
             return
         for received in batch:  # one that the database refuses must not hold back the others
             if not self._stopping.is_set():

@@ -1,8 +1,9 @@
 """At start: spool and database agree again, and what a killed process left behind goes.
 
-An instance is acknowledged when its file is durable, before the database knows it; a crash in between leaves a file
-without a row. Its header has all that a row needs. A file whose row says that it was removed came again: retention
-never leaves one in its place (see `node/store/retention.py`).
+An instance is acknowledged when it is durable in the ingest log, before its file is in the spool and before the
+database knows it. So the log is laid out first, and what then is a file without a row is registered: its header has
+all that a row needs. A file whose row says that it was removed came again: retention never leaves one in its place
+(see `node/store/retention.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pydicom.filereader import read_file_meta_info
 
 from node import clock, uids
 from node.errors import Unsuitable
-from node.store import retention, studies
+from node.store import ingestlog, retention, studies
 from node.store.db import Database, rows
 from node.store.locks import housekeeping
 from node.store.spool import FOLDER_MODE, Spool
@@ -52,6 +53,7 @@ def recover(db: Database, spool: Spool) -> RecoverReport:
 
 
 def _recover(db: Database, spool: Spool) -> RecoverReport:
+    ingestlog.replay(spool)
     retention.finish(db, spool)
     known = _known(db)
     quarantined: list[str] = []

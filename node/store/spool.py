@@ -22,6 +22,7 @@ from typing import IO
 from node import clock
 from node.crashpoints import reach
 from node.errors import NoRoom, Permanent
+from node.store.syncing import fsync_folder
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o640
@@ -50,18 +51,18 @@ class Spool:
     def __init__(self, root: Path, refuse_below: int) -> None:
         self.root = root
         self.refuse_below = refuse_below
-        self._tmp = root / "tmp"
+        self.tmp = root / "tmp"
         self._removing = root / "removing"
         self._durable: set[Path] = set()
         self._lock = threading.Lock()
         try:
-            for folder in (root.parent, root, self._tmp, self._removing, root / "instances", root / "results"):
+            for folder in (root.parent, root, self.tmp, self._removing, root / "instances", root / "results"):
                 folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
             for kind in ("instances", "results"):
                 for number in range(256):
                     (root / kind / f"{number:02x}").mkdir(mode=FOLDER_MODE, exist_ok=True)
             for folder in (root / "instances", root / "results", root, root.parent):
-                _fsync_folder(folder)
+                fsync_folder(folder)
         except OSError as error:
             raise NoRoom(
                 f"The spool {root} cannot be made: {error.strerror}. Check the folder and its owner."
@@ -85,11 +86,16 @@ class Spool:
         sha256 = _digest(dataset)
         return self._store("instances", sha256, (header, dataset), tail=dataset)
 
+    @staticmethod
+    def instance_name(sha256: str) -> str:
+        """Return the name of the instance whose data set has this digest."""
+        return f"instances/{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm"
+
     def scratch(self) -> IO[bytes]:
         """Return an open temporary file without a name in the spool's file system; raises `NoRoom`."""
         self.check_room(0)
         try:
-            return tempfile.TemporaryFile(dir=self._tmp)
+            return tempfile.TemporaryFile(dir=self.tmp)
         except OSError as error:
             raise NoRoom(f"The spool refused a temporary file ({error.strerror}). Free some space.") from None
 
@@ -118,7 +124,7 @@ class Spool:
     def sweep_tmp(self, older_than_s: float, now: clock.Clock = clock.now) -> int:
         """Delete temporary files last written more than `older_than_s` seconds ago; return how many."""
         swept = 0
-        for path in self._tmp.iterdir():
+        for path in self.tmp.iterdir():
             try:
                 if now() - path.stat().st_mtime >= older_than_s:
                     path.unlink()
@@ -148,7 +154,7 @@ class Spool:
                 pass
             gone.append(relative)
         for folder in folders:
-            _fsync_folder(folder)
+            fsync_folder(folder)
         return gone
 
     def put_back(self, relative: str) -> None:
@@ -156,7 +162,7 @@ class Spool:
         path = self.path(relative)
         with suppress(FileNotFoundError):
             self._aside(relative).rename(path)
-            _fsync_folder(path.parent)
+            fsync_folder(path.parent)
 
     def discard(self, relative: str) -> None:
         """Delete what was set aside."""
@@ -186,8 +192,8 @@ class Spool:
         final = folder / f"{sha256}.dcm"
         try:
             self._make_durable(folder)
-            if _ends_with(final, tail) and _touched(final):
-                _fsync_folder(folder)  # whoever renamed it may have been killed before doing so
+            if _ends_with(final, tail) and touched(final):
+                fsync_folder(folder)  # whoever renamed it may have been killed before doing so
             else:
                 self._write(final, parts)
             size = final.stat().st_size
@@ -211,13 +217,13 @@ class Spool:
             raise
         try:
             reach("spool.after_rename")
-            _fsync_folder(final.parent)
+            fsync_folder(final.parent)
         except OSError:
             final.unlink(missing_ok=True)  # not to be trusted: it may be gone after a power cut
             raise
 
     def _write_temporary(self, parts: tuple[Encoded, ...]) -> Path:
-        descriptor, name = tempfile.mkstemp(suffix=".part", dir=self._tmp)
+        descriptor, name = tempfile.mkstemp(suffix=".part", dir=self.tmp)
         try:
             try:
                 os.fchmod(descriptor, FILE_MODE)
@@ -242,7 +248,7 @@ class Spool:
             if folder in self._durable and folder.is_dir():
                 return
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        _fsync_folder(folder.parent)
+        fsync_folder(folder.parent)
         with self._lock:
             self._durable.add(folder)
 
@@ -281,7 +287,7 @@ def _ends_with(path: Path, tail: Encoded) -> bool:
         return False
 
 
-def _touched(path: Path) -> bool:
+def touched(path: Path) -> bool:
     """Note that these bytes came again, so that retention counts from now; False when retention was quicker."""
     try:
         os.utime(path)
@@ -310,11 +316,3 @@ def _chunks(data: Encoded) -> Iterator[memoryview]:
         yield view[start : start + _CHUNK]
         if isinstance(data, mmap):
             data.madvise(MADV_DONTNEED, start, min(_CHUNK, len(view) - start))
-
-
-def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

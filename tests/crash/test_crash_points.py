@@ -15,12 +15,14 @@ import pytest
 from node import crashpoints, embedded
 from node.accept.receive import Arrival, Door, Registrar
 from node.errors import ConfigError
+from node.store.ingestlog import IngestLog
 from node.store.spool import Spool
 from tests.crash.hospital import ROOT, Hospital, until
 from tests.unit.headers import header, part10
 
 WALK = [(point, who) for point, entry in crashpoints.POINTS.items() for who in entry.who]
 WITHIN_S = 60.0
+_KEEPING = ("log.before_write", "log.before_sync")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_what_is_no_crash_point_is_refused(fault: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["enospc", "eio"])
-@pytest.mark.parametrize("point", [point for point in crashpoints.POINTS if point.startswith("spool.")])
+@pytest.mark.parametrize("point", [*(p for p in crashpoints.POINTS if p.startswith("spool.")), *_KEEPING])
 def test_a_disk_that_fails_there_is_answered_a700_and_leaves_nothing(tmp_path: Path, point: str, action: str) -> None:
     spool, taken = Spool(tmp_path / "spool", 0), []
     registrar = Registrar(lambda batch: taken.extend(batch) or len(batch))
@@ -78,15 +80,17 @@ def test_a_disk_that_fails_there_is_answered_a700_and_leaves_nothing(tmp_path: P
     arrival = Arrival(ds.SOPClassUID, ds.SOPInstanceUID, "1.2.840.10008.1.2.1", "SCANNER")
     crashpoints.arm(f"{point}:1:{action}")
     try:
-        door = Door(spool, registrar)
+        ingest_log = IngestLog(spool) if point in _KEEPING else None
+        door = Door(spool, registrar, ingest_log)
         assert door.receive(data, arrival).status == 0xA700
         assert list(spool.instances()) == []
         assert list((tmp_path / "spool" / "tmp").iterdir()) == []
         assert door.receive(data, arrival).status == 0x0000
+        registrar.close(5.0)
         assert len(list(spool.instances())) == 1
+        assert ingest_log is None or ingest_log.close()
     finally:
         crashpoints.arm("")
-        registrar.close(5.0)
     assert len(taken) == 1
 
 

@@ -9,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from node.store import ingestlog
 from node.store.spool import Spool, dataset_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS = 25
 _WRITER = """
 import sys, random
 from pathlib import Path
@@ -27,13 +29,31 @@ while True:
 """
 
 
-def test_kill_minus_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+_LOGGER = """
+import queue, sys, random, threading
+from pathlib import Path
+from node.store.ingestlog import IngestLog
+from node.store.spool import Spool
+log = IngestLog(Spool(Path(sys.argv[1]), 0), segment=4_000_000, longest_s=0.1)
+rng = random.Random(int(sys.argv[2]))
+meta = bytes(128) + b"DICM\\x02\\x00\\x00\\x00UL\\x04\\x00\\x00\\x00\\x00\\x00"
+entries = queue.Queue()
+threading.Thread(target=lambda: [entry.lay_out() for entry in iter(entries.get, None)], daemon=True).start()
+while True:
+    entry = log.append(meta, rng.randbytes(rng.randint(1, 600_000)))
+    print(entry.stored.sha256, entry.stored.path, entry.stored.size, flush=True)
+    entries.put(entry)
+"""
+
+
+@pytest.mark.parametrize(("writing", "kills"), [(_WRITER, 25), (_LOGGER, 10)], ids=["files", "log"])
+def test_kill_minus_9_loses_nothing_that_was_acknowledged(tmp_path: Path, writing: str, kills: int) -> None:
     root = tmp_path / "spool"
     rng = random.Random(7)  # noqa: S311 - when to kill is no secret
     acknowledged: list[list[str]] = []
-    for run in range(KILLS):
+    for run in range(kills):
         writer = subprocess.Popen(
-            [sys.executable, "-c", _WRITER, str(root), str(run)], cwd=ROOT, text=True, stdout=subprocess.PIPE
+            [sys.executable, "-c", writing, str(root), str(run)], cwd=ROOT, text=True, stdout=subprocess.PIPE
         )
         assert writer.stdout is not None
         acknowledged.append(writer.stdout.readline().split())  # it is under way
@@ -42,8 +62,9 @@ def test_kill_minus_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> Non
         rest, _ = writer.communicate(timeout=30)
         # A line cut by the kill was not an answer; a whole line was.
         acknowledged += [line.split() for line in rest.splitlines(keepends=True) if line.endswith("\n")]
-    assert len(acknowledged) > KILLS
+    assert len(acknowledged) > kills
     spool = Spool(root, 0)
+    ingestlog.replay(spool)
     for sha256, path, size in acknowledged:
         assert spool.verify(path, sha256), f"{path} was acknowledged and is lost or damaged"
         assert spool.path(path).stat().st_size == int(size)

@@ -49,6 +49,11 @@ class Node:
         with self.db.reader() as connection:
             return rows(connection, "SELECT * FROM instance ORDER BY sop_instance_uid")
 
+    def files(self) -> list[Path]:
+        """The instances in the spool, after everything acknowledged has been laid out."""
+        assert self.listener.wait_until_registered(10)
+        return list(self.spool.instances())
+
     def echo(self) -> int:
         """The status of a C-ECHO on an association of its own."""
         with associated(self.port, [(VERIFICATION, [EXPLICIT])]) as assoc:
@@ -85,7 +90,11 @@ def associate(
     for abstract_syntax, syntaxes in contexts:
         entity.add_requested_context(abstract_syntax, list(syntaxes))
     handlers = [(evt.EVT_CONN_OPEN, _without_delay)]
-    return entity.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers, **more)
+    assoc = entity.associate("127.0.0.1", port, ae_title=called, evt_handlers=handlers, **more)
+    get_msg: Any = assoc.dimse.get_msg
+    # Its own thread looks for requests and would take an answer away that comes quickly; only who asked waits for one.
+    assoc.dimse.get_msg = lambda block=False: get_msg(True) if block else (None, None)  # type: ignore[method-assign]
+    return assoc
 
 
 def _without_delay(event: Any) -> None:

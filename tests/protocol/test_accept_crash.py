@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from node.store import ingestlog
 from node.store.spool import Spool
 from tests.conftest import ROOT
 from tests.protocol.listening import associate, listening, store
@@ -65,6 +66,7 @@ def test_killed_under_load_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
         assert len(ledger) >= before + 25
 
     spool = Spool(tmp_path / "state" / "spool", 0)
+    assert ingestlog.replay(spool) > 0
     kept = {path.stem for path in spool.instances()}
     assert set(ledger) <= kept
     assert len(kept) - len(set(ledger)) <= 3 * 3  # at most the one in hand per scanner and life

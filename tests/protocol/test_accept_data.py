@@ -131,7 +131,7 @@ def test_everything_is_kept_byte_for_byte_or_refused_with_a_reason(
                 assert file.syntax not in TRANSFER_SYNTAXES or file.sop_class not in STORAGE, file.name
             else:
                 assert digest not in index, file.name
-        assert {p.stem for p in node.spool.instances()} == set(index)
+        assert {p.stem for p in node.files()} == set(index)
         assert not list((node.spool.root / "tmp").iterdir())
 
     assert {files[n].name: status for n, status in answers.items() if status} == REFUSED

@@ -95,4 +95,4 @@ def test_an_instance_that_the_disk_has_no_room_for_is_read_to_its_end_and_refuse
                 connection.sendall(p_data(part))
             assert status(connection) == 0xA700
         connection.close()
-        assert not list(node.spool.instances())
+        assert not node.files()

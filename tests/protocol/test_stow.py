@@ -21,6 +21,7 @@ from pydicom.data import get_testdata_file
 
 from node.accept import request as judged
 from node.accept.stow import Limits
+from node.store import segments
 from tests.protocol.listening import associated, store
 from tests.protocol.stowing import (
     BOUNDARY,
@@ -90,7 +91,7 @@ def test_an_instance_through_both_doors_is_one_instance(node: HttpNode, first: s
                 assert store(assoc, data) == 0
     (row,) = rows(node)
     assert row["sha256"] == hashlib.sha256(data).hexdigest()
-    (file,) = node.node.spool.instances()
+    (file,) = node.node.files()
     assert file.read_bytes().endswith(data)
     assert row["calling_ae"] == ("STOW" if first == "stow" else "CT1")
 
@@ -99,7 +100,7 @@ def test_what_comes_with_the_file_is_checked_and_not_kept(node: HttpNode) -> Non
     data = dataset()
     for preamble in (b"MZ".ljust(128, b"\x90"), b"#!/bin/sh\n".ljust(128), b"\x7fELF".ljust(128, b"\1")):
         assert node.store(part10(data, preamble=preamble, group_length=7)) == (200, [])
-    (file,) = node.node.spool.instances()
+    (file,) = node.node.files()
     content = file.read_bytes()
     assert content[:132] == bytes(128) + b"DICM"
     assert content.endswith(data)
@@ -181,14 +182,14 @@ def test_a_full_disk_is_503_and_later_and_keeps_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, refuse_below=2**62) as node:
         answer = node.post(multipart(part10()))
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
-        assert not list(node.node.spool.instances())
+        assert not list(node.node.files())
 
 
 def test_a_disk_that_fills_on_the_way_is_503_with_the_reasons(node: HttpNode, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(node.node.spool, "_write", full)
+    monkeypatch.setattr(segments, "_write_all", full)
     answer = node.post(multipart(part10(), two()))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "30")
     failed = answer.json()["00081198"]["Value"]
@@ -267,7 +268,7 @@ def test_stopping_lets_go_of_a_sender_that_is_in_the_middle(tmp_path: Path) -> N
         head = request(f"Content-Type: {FORM}", "Content-Length: 100000")
         connection.sendall(head + multipart(part10(), two())[:-100])
         deadline = time.monotonic() + 10
-        while not list(node.node.spool.instances()):
+        while not list(node.node.files()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         started = time.monotonic()

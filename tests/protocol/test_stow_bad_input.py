@@ -113,9 +113,9 @@ KEPT = {
 
 
 def reason(node: HttpNode, file: bytes) -> tuple[int, list[int]]:
-    before = len(list(node.node.spool.instances()))
+    before = len(list(node.node.files()))
     answer = node.store(file)
-    assert answer[0] == 200 or len(list(node.node.spool.instances())) == before, "what was refused was kept"
+    assert answer[0] == 200 or len(list(node.node.files())) == before, "what was refused was kept"
     return answer
 
 
@@ -140,7 +140,7 @@ def test_what_the_listener_would_not_negotiate_is_refused(node: HttpNode, file: 
 def test_what_is_only_odd_is_kept(node: HttpNode, file: bytes) -> None:
     assert node.store(file) == (200, [])
     data = file[file.index(b"\x08\x00\x16\x00UI") :]
-    assert any(path.read_bytes().endswith(data) for path in node.node.spool.instances())
+    assert any(path.read_bytes().endswith(data) for path in node.node.files())
 
 
 @pytest.mark.parametrize("syntax", TRANSFER_SYNTAXES)
@@ -309,11 +309,11 @@ def test_a_sender_that_falls_silent_is_408_and_one_that_goes_leaves_nothing(node
     started = time.monotonic()
     assert status_of(raw(node.port, head + PART + part10(image(64, 64)))) == 408
     assert time.monotonic() - started < 5
-    before = len(list(node.node.spool.instances()))
+    before = len(list(node.node.files()))
     with socket.create_connection(("127.0.0.1", node.port)) as connection:
         connection.sendall(head + PART + part10(image(50, 50)))
     time.sleep(0.3)
-    assert len(list(node.node.spool.instances())) == before
+    assert len(list(node.node.files())) == before
 
 
 def test_a_sender_that_drips_is_408(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_every_file_is_answered_as_the_listener_would(
             else:
                 assert reason, f"{path.name} ({file}) was kept"
         index = {row["sha256"] for row in rows(node)}
-        assert {path.stem for path in node.node.spool.instances()} == index
+        assert {path.stem for path in node.node.files()} == index
         kept = {hashlib.sha256(f.dataset).hexdigest() for p in found if isinstance(f := read(p), File)}
         assert index <= kept
     with capsys.disabled():

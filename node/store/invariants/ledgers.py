@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.errors import Permanent
+from node.store import ingestlog
 from node.store.db import Database, rows
 from node.store.invariants.finding import Finding
 from node.store.spool import Spool, dataset_sha256
@@ -54,7 +55,8 @@ def check_sent(db: Database, spool: Spool, ledger: Path) -> Iterator[Finding]:
     with db.reader() as connection:
         found = rows(connection, "SELECT sop_instance_uid, sha256, is_own_result FROM instance")
     there = {(row["sop_instance_uid"], row["sha256"]) for row in found}
-    waiting = {path.stem for path in spool.instances()}  # durable, and not in the index yet
+    waiting = ingestlog.logged(spool)  # durable, not in the index yet; asked before the files they become
+    waiting |= {path.stem for path in spool.instances()}
     for entry in dict.fromkeys(entry for entry in entries if entry.acknowledged):
         if (entry.sop_instance_uid, entry.sha256) not in there and entry.sha256 not in waiting:
             what = f"data set {entry.sha256[:12]} was acknowledged and is not there"

@@ -1,0 +1,224 @@
+"""The ingest log: what a listener acknowledges is durable here, one sync per instance or less; files follow.
+
+An instance is appended to a segment and synced; then it may be acknowledged. The registrar lays its file out in the
+spool, without a sync, before the database hears of it, so that everybody else sees plain files. A segment goes when
+everything laid out from it has been synced in one go; until then a crash makes the next start lay it out again
+(`replay`). A sync that failed is never tried again: the segment takes nothing more and the senders are told A700H.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.crashpoints import reach
+from node.errors import NoRoom
+from node.log import describe
+from node.store import segments
+from node.store.layout import Piece, lay_out
+from node.store.segments import Segment
+from node.store.spool import FOLDER_MODE, Encoded, Spool, Stored
+from node.store.syncing import Syncer, fsync_folder
+
+log = logging.getLogger(__name__)
+
+SEGMENT = 64 * 2**20
+"""Bytes of one log file."""
+LARGEST = 8 * 2**20
+"""Bytes of a record; a larger instance goes straight to its file, whose syncs it makes cheap beside its size."""
+LONGEST_S = 10.0
+"""How long a segment takes records; then its files are synced and it goes, however little it holds."""
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An instance that is durable in the log, where its file will be, and how it gets there."""
+
+    stored: Stored
+    owner: IngestLog
+    segment: Segment
+    piece: Piece
+
+    def lay_out(self) -> None:
+        """Put its file into the spool; raises `NoRoom`, and may then be called again."""
+        reach("log.before_layout")
+        lay_out(self.owner.spool, self.piece)
+        self.owner.settled(self)
+
+
+class IngestLog:
+    """The log of one listener in the spool's folder `log`."""
+
+    def __init__(self, spool: Spool, segment: int = SEGMENT, longest_s: float = LONGEST_S) -> None:
+        self.spool, self._size, self._longest_s = spool, segment, longest_s
+        self._folder = _folder(spool)
+        self._current: Segment | None = None
+        self._since = 0.0
+        self._full: list[Segment] = []
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+        self._sync_all = Syncer(spool.root)
+        self._thread = threading.Thread(target=self._run, name="ingest-log", daemon=True)
+        self._thread.start()
+
+    def takes(self, size: int) -> bool:
+        """Say whether an instance of `size` bytes goes through the log."""
+        return size <= min(LARGEST, self._size // 2)
+
+    def append(self, header: bytes, dataset: Encoded) -> Entry:
+        """Make one instance durable, `header` (preamble to File Meta Information) and `dataset`; raises `NoRoom`."""
+        sha256 = hashlib.sha256(dataset)
+        try:
+            with self._lock:
+                segment = self._segment_for(segments.room(header, dataset))
+                try:
+                    piece, number = segment.write(header, dataset, sha256.digest())
+                except OSError:
+                    self._rotate()
+                    raise
+                segment.pending += 1
+            self._sync(segment, number)
+        except OSError as error:
+            raise NoRoom(
+                f"The spool refused a write ({error.strerror}); nothing was kept. "
+                "Free some space, and check the disk if there is plenty."
+            ) from error
+        path = self.spool.instance_name(piece.sha256)
+        return Entry(Stored(path, piece.sha256, piece.size), self, segment, piece)
+
+    def settled(self, entry: Entry) -> None:
+        """Note that the file of `entry` is in its place."""
+        with self._lock:
+            entry.segment.laid_out.append(entry.stored.path)
+            entry.segment.pending -= 1
+
+    def close(self) -> bool:
+        """Take nothing more; sync what was laid out and remove its segments. False when some are left for a replay."""
+        self._stopping.set()
+        self._thread.join()
+        with self._lock:
+            self._rotate()
+        self._remove_settled()
+        for segment in self._full:
+            segment.close()
+        self._sync_all.close()
+        return not self._full
+
+    def _segment_for(self, size: int) -> Segment:
+        current = self._current
+        if current is None or current.is_broken or current.end + size > current.size:
+            self._rotate()
+            current = self._current = Segment(self._folder, self._size)
+            self._since = time.monotonic()
+        return current
+
+    def _sync(self, segment: Segment, number: int) -> None:
+        try:
+            segment.sync(number)
+        except BaseException:
+            with self._lock:
+                segment.pending -= 1
+                if self._current is segment:
+                    self._rotate()
+            raise
+
+    def _rotate(self) -> None:
+        if self._current is not None:
+            self._full.append(self._current)
+        self._current = None
+
+    def _run(self) -> None:
+        while not self._stopping.wait(_LOOK_S):
+            with self._lock:
+                if self._current is not None and time.monotonic() - self._since > self._longest_s:
+                    self._rotate()
+            self._remove_settled()
+
+    def _remove_settled(self) -> None:
+        """Sync, once for all of them, the files of segments that are done, and only then take the segments away."""
+        with self._lock:
+            done = [segment for segment in self._full if not segment.pending]
+        if not done:
+            return
+        try:
+            self._sync_all([path for segment in done for path in segment.laid_out])
+        except OSError as error:
+            self._give_up(done, error)
+            return
+        with self._lock:
+            self._full = [segment for segment in self._full if segment not in done]
+        reach("log.before_remove")
+        for segment in done:
+            segment.remove()
+
+    def _give_up(self, done: list[Segment], error: OSError) -> None:
+        """Keep what could not be synced as it is: the next start lays it out again from the log."""
+        with self._lock:
+            self._full = [segment for segment in self._full if segment not in done]
+        for segment in done:
+            segment.close()
+        extra = {"action": "log_kept", "count": len(done), "error": describe(error)}
+        log.error("Files could not be synced; the ingest log keeps them. Check the disk, start again.", extra=extra)
+
+
+def replay(spool: Spool) -> int:
+    """Lay out what killed listeners left in their logs, durably; return how many instances. Raises `NoRoom`."""
+    folder, count = _folder(spool), 0
+    sync_all = Syncer(spool.root)
+    with ExitStack() as stack:
+        stack.callback(sync_all.close)
+        replayed, names = [], []
+        for path in sorted(folder.iterdir()):
+            descriptor = stack.enter_context(segments.abandoned(path))
+            if descriptor is None:
+                continue
+            replayed.append(path)
+            for piece in segments.pieces(descriptor):
+                lay_out(spool, piece)
+                names.append(spool.instance_name(piece.sha256))
+                count += 1
+        if replayed:
+            _sync_or_refuse(sync_all, names)
+        for path in replayed:
+            path.unlink()
+    if count:
+        extra = {"action": "log_replayed", "count": count}
+        log.info("%d instances were laid out again from the ingest log.", count, extra=extra)
+    return count
+
+
+def logged(spool: Spool) -> set[str]:
+    """Return the SHA-256 of every data set that is whole in a log, also in one that is being written."""
+    found: set[str] = set()
+    for path in sorted(_folder(spool).glob("*.log")):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:  # it has just been settled
+            continue
+        try:
+            found |= {piece.sha256 for piece in segments.pieces(descriptor)}
+        finally:
+            os.close(descriptor)
+    return found
+
+
+def _folder(spool: Spool) -> Path:
+    folder = spool.root / "log"
+    if not folder.is_dir():
+        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        fsync_folder(spool.root)
+    return folder
+
+
+def _sync_or_refuse(sync_all: Syncer, names: list[str]) -> None:
+    try:
+        sync_all(names)
+    except OSError as error:
+        raise NoRoom(f"The spool cannot be synced ({error.strerror}). Check the disk.") from error

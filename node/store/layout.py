@@ -1,0 +1,93 @@
+"""Laying out: an instance that is durable in the ingest log gets its file in the spool, without a sync of its own."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from node.errors import NoRoom
+from node.store.spool import FILE_MODE, FOLDER_MODE, Spool, touched
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A Part 10 file within another file: where it starts, and the bytes before its data set and in all."""
+
+    descriptor: int
+    start: int
+    header: int
+    size: int
+    sha256: str
+
+
+def lay_out(spool: Spool, piece: Piece) -> None:
+    """Copy an instance that is durable elsewhere to its place, without a sync; raises `NoRoom`.
+
+    A file with the same data set that is there already stays.
+    """
+    final = spool.path(spool.instance_name(piece.sha256))
+    try:
+        if not (_holds(final, piece) and touched(final)):
+            _copy(spool, piece, final)
+    except OSError as error:
+        raise NoRoom(
+            f"The spool has no room for a file that is safe in its log ({error.strerror}); it is tried again. "
+            "Free some space."
+        ) from error
+
+
+def _copy(spool: Spool, piece: Piece, final: Path) -> None:
+    descriptor, name = tempfile.mkstemp(suffix=".part", dir=spool.tmp)
+    try:
+        try:
+            os.fchmod(descriptor, FILE_MODE)
+            _copy_range(piece, descriptor)
+        finally:
+            os.close(descriptor)
+        try:
+            Path(name).rename(final)
+        except FileNotFoundError:
+            final.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
+            Path(name).rename(final)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _holds(path: Path, piece: Piece) -> bool:
+    """Say whether the file is there and ends with the data set of `piece`."""
+    tail = piece.size - piece.header
+    try:
+        with path.open("rb") as file:
+            start = os.fstat(file.fileno()).st_size - tail
+            if start < 0:
+                return False
+            file.seek(start)
+            places = range(piece.start + piece.header, piece.start + piece.size, _CHUNK)
+            sizes = (min(_CHUNK, piece.start + piece.size - at) for at in places)
+            return all(
+                file.read(size) == os.pread(piece.descriptor, size, at) for at, size in zip(places, sizes, strict=True)
+            )
+    except FileNotFoundError:
+        return False
+
+
+def _copy_range(piece: Piece, descriptor: int) -> None:
+    """Copy within the kernel where it can; some file systems cannot."""
+    done = 0
+    while done < piece.size:
+        left, at = piece.size - done, piece.start + done
+        try:
+            copied = os.copy_file_range(piece.descriptor, descriptor, left, at)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                raise
+            copied = os.write(descriptor, os.pread(piece.descriptor, min(left, _CHUNK), at))
+        if not copied:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        done += copied

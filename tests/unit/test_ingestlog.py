@@ -1,0 +1,207 @@
+"""The ingest log: what it returned is durable, is laid out once, and is found again whatever is torn."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from node import crashpoints
+from node.errors import NoRoom
+from node.store import ingestlog, segments, syncing
+from node.store.ingestlog import IngestLog, replay
+from node.store.spool import Spool, dataset_sha256
+from node.store.syncing import Syncer
+
+META = bytes(128) + b"DICM\x02\x00\x00\x00UL\x04\x00\x00\x00\x00\x00"
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return Spool(tmp_path / "spool", 0)
+
+
+def logs(spool: Spool) -> list[Path]:
+    return sorted((spool.root / "log").iterdir())
+
+
+def abandon(log: IngestLog) -> None:
+    """End a log as a kill would: the kernel lets go of its lock, and nothing else happens."""
+    log._stopping.set()
+    log._thread.join()
+    for segment in [*log._full, *filter(None, [log._current])]:
+        segment.close()
+
+
+def kept(spool: Spool) -> set[str]:
+    assert all(dataset_sha256(path) == path.stem for path in spool.instances())
+    return {path.stem for path in spool.instances()}
+
+
+def test_an_instance_is_laid_out_as_it_came_and_its_segment_goes(spool: Spool) -> None:
+    log = IngestLog(spool)
+    data = os.urandom(100_000)
+    entry = log.append(META, memoryview(data))
+    assert entry.stored.sha256 == hashlib.sha256(data).hexdigest()
+    assert not list(spool.instances())
+    assert ingestlog.logged(spool) == {entry.stored.sha256}
+    entry.lay_out()
+    path = spool.path(entry.stored.path)
+    assert path.read_bytes() == META + data
+    assert path.stat().st_size == entry.stored.size
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert log.close()
+    assert not logs(spool)
+
+
+def test_what_was_not_laid_out_is_there_after_a_replay(spool: Spool) -> None:
+    log = IngestLog(spool)
+    entries = [log.append(META, os.urandom(10_000)) for _ in range(5)]
+    entries[1].lay_out()
+    assert replay(spool) == 0, "the writer lives"
+    abandon(log)
+    assert replay(spool) == 5
+    assert kept(spool) == {entry.stored.sha256 for entry in entries}
+    assert not logs(spool)
+    assert replay(spool) == 0
+
+
+def test_a_log_that_is_closed_with_instances_in_hand_is_kept_for_the_next_start(spool: Spool) -> None:
+    log = IngestLog(spool)
+    entry = log.append(META, b"data")
+    assert not log.close()
+    assert replay(spool) == 1
+    assert kept(spool) == {entry.stored.sha256}
+
+
+@pytest.mark.parametrize("cut", [1, 50, 5_000, 9_999])
+def test_a_torn_end_is_dropped_and_what_lies_before_it_stays(spool: Spool, cut: int) -> None:
+    log = IngestLog(spool)
+    first, second = log.append(META, os.urandom(10_000)), log.append(META, os.urandom(10_000))
+    os.pwrite(second.piece.descriptor, bytes(cut), second.segment.end - cut)
+    os.pwrite(second.piece.descriptor, b"garbage", second.segment.end)
+    abandon(log)
+    assert replay(spool) == 1
+    assert kept(spool) == {first.stored.sha256}
+
+
+def test_a_damaged_record_does_not_take_the_next_one_with_it(spool: Spool) -> None:
+    log = IngestLog(spool)
+    damaged, sound = log.append(META, os.urandom(10_000)), log.append(META, os.urandom(10_000))
+    os.pwrite(damaged.piece.descriptor, b"xxx", damaged.piece.start + 5_000)
+    abandon(log)
+    assert replay(spool) == 1
+    assert kept(spool) == {sound.stored.sha256}
+
+
+def test_a_file_that_lost_its_bytes_in_the_power_cut_is_written_anew(spool: Spool) -> None:
+    log = IngestLog(spool)
+    entry = log.append(META, os.urandom(10_000))
+    entry.lay_out()
+    spool.path(entry.stored.path).write_bytes(b"")
+    abandon(log)
+    assert replay(spool) == 1
+    assert kept(spool) == {entry.stored.sha256}
+
+
+def test_the_same_bytes_again_are_one_file(spool: Spool) -> None:
+    log = IngestLog(spool)
+    entries = [log.append(META, b"the same") for _ in range(3)]
+    for entry in entries:
+        entry.lay_out()
+    assert len({entry.stored.path for entry in entries}) == len(list(spool.instances())) == 1
+    assert log.close()
+
+
+def test_many_at_once_share_their_syncs_and_fill_several_segments(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs, fdatasync = [], os.fdatasync
+    monkeypatch.setattr(segments.os, "fdatasync", lambda descriptor: (syncs.append(1), fdatasync(descriptor)))
+    log = IngestLog(spool, segment=500_000)
+    digests = []
+
+    def sender() -> None:
+        for _ in range(12):
+            entry = log.append(META, os.urandom(20_000))
+            entry.lay_out()
+            digests.append(entry.stored.sha256)
+
+    threads = [threading.Thread(target=sender) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert log.close()
+    assert kept(spool) == set(digests)
+    assert len(digests) == 96
+    assert len(syncs) < 96
+    assert not logs(spool)
+
+
+@pytest.mark.parametrize("point", ["log.before_write", "log.before_sync"])
+def test_a_sync_or_write_that_fails_is_refused_and_not_tried_again(spool: Spool, point: str) -> None:
+    log = IngestLog(spool)
+    before = log.append(META, b"before")
+    crashpoints.arm(f"{point}:1:eio")
+    try:
+        with pytest.raises(NoRoom):
+            log.append(META, b"refused")
+    finally:
+        crashpoints.arm("")
+    after = log.append(META, b"after")
+    assert after.segment is not before.segment
+    for entry in (before, after):
+        entry.lay_out()
+    assert log.close()
+    assert kept(spool) == {before.stored.sha256, after.stored.sha256}
+
+
+def test_files_that_cannot_be_synced_stay_in_the_log(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Syncer, names: Iterable[str]) -> None:
+        raise OSError(5, "broken")
+
+    log = IngestLog(spool)
+    entry = log.append(META, b"data")
+    entry.lay_out()
+    monkeypatch.setattr(Syncer, "__call__", fail)
+    log.close()
+    assert len(logs(spool)) == 1
+    with pytest.raises(NoRoom):
+        replay(spool)
+    monkeypatch.undo()
+    assert replay(spool) == 1
+    assert kept(spool) == {entry.stored.sha256}
+
+
+def test_files_are_synced_one_by_one_where_the_kernel_tells_no_failure(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(syncing, "_kernel", lambda: (4, 19))
+    log = IngestLog(spool, longest_s=0.1)
+    entry = log.append(META, b"data")
+    entry.lay_out()
+    assert log.close()
+    assert not logs(spool)
+
+
+def test_a_small_load_does_not_keep_a_segment_for_ever(spool: Spool) -> None:
+    log = IngestLog(spool, longest_s=0.1)
+    log.append(META, b"data").lay_out()
+    for _ in range(100):
+        if not logs(spool):
+            break
+        threading.Event().wait(0.1)
+    assert not logs(spool)
+    assert log.close()
+
+
+def test_large_instances_are_not_for_the_log(spool: Spool) -> None:
+    log = IngestLog(spool)
+    assert log.takes(ingestlog.LARGEST)
+    assert not log.takes(ingestlog.LARGEST + 1)
+    assert log.close()
