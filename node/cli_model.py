@@ -50,6 +50,7 @@ def _evaluate(bundle: Any, data: Path, out: Path, settings: Any) -> dict[str, An
         manifest=str(data),
         out=str(out),
         device=settings.worker.device,
+        runtime=settings.worker.runtime,
         started=clock.now(),
     )
     _follow("workers.evaluate", "reading", request.to_json(), settings.worker.job_timeout)

@@ -70,6 +70,7 @@ def _request(
         results=results,
         out=str(scratch / choice.series.series_instance_uid),
         device=settings.worker.device,
+        runtime=settings.worker.runtime,
         key=_key(study),
         ae_title=settings.node.ae_title,
         highest_series_number=max((int(n) for n in numbers if isinstance(n, float)), default=None),

@@ -90,6 +90,7 @@ def _request(bundle: Bundle, first: Dataset, files: tuple[str, ...], scratch: Pa
         results=("SR", "SEG", "SC", "SALIENCY"),
         out=str(scratch / "out"),
         device=settings.worker.device,
+        runtime=settings.worker.runtime,
         key="0" * 64,
         ae_title=settings.node.ae_title,
     )

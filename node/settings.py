@@ -117,6 +117,8 @@ class WorkerSettings(_Section):
     trusted: Folder = Path("trusted.toml")
     """The file of pins: which bundles may run."""
     device: Device = "auto"
+    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    """What computes networks on a CPU."""
     job_timeout: Annotated[Duration, Field(gt=0)] = 900.0
     max_attempts: int = Field(default=3, ge=1, le=20, strict=True)
 

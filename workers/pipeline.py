@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from workers.predict.network import Network
     from workers.report.context import EvidenceDocument
 
+Runtime = Literal["auto", "torch", "openvino"]
 WARM_NETWORKS = 4
 """Networks that stay in memory."""
 UNITS = {"ml": "mL", "cm2": "cm²", "{pixels}": "pixels"}
@@ -57,6 +58,7 @@ class Request:
     ae_title: str = "WETREAD"
     highest_series_number: int | None = None
     started: float | None = None
+    runtime: Runtime = "torch"
 
     def to_json(self) -> str:
         """Return the request as one line of JSON."""
@@ -106,7 +108,7 @@ def read(request: Request) -> Outcome:
     """
     laps = _Laps()
     try:
-        bundle, network = _warm(request.bundle, request.digest, request.device)
+        bundle, network = _warm(request.bundle, request.digest, request.device, request.runtime)
         laps.end("ready_s")
         reading, documents = _stages(request, bundle, network, laps)
         written = _write(documents, bundle, Path(request.out))
@@ -138,7 +140,12 @@ def _needed(network: Network) -> dict[str, Any]:
     """Peak memory of this process since its start, of the device since the network's, and the last shapes."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes on Linux
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return {"peak_memory_mb": round(peak / 1e6), "peak_device_mb": network.peak_device_mb, "shapes": network.shapes}
+    return {
+        "peak_memory_mb": round(peak / 1e6),
+        "peak_device_mb": network.peak_device_mb,
+        "shapes": network.shapes,
+        "runtime": network.runtime,
+    }
 
 
 def _stages(
@@ -175,12 +182,12 @@ def _stages(
 
 
 @lru_cache(maxsize=WARM_NETWORKS)
-def _warm(folder: str, digest: str, device: str) -> tuple[Bundle, Network]:
+def _warm(folder: str, digest: str, device: str, runtime: Runtime) -> tuple[Bundle, Network]:
     """The bundle and its network, kept for the next series; another digest is another entry."""
     from workers.predict.network import Network
 
     bundle = load_bundle(Path(folder))
-    return bundle, Network(bundle, device, digest)
+    return bundle, Network(bundle, device, digest, runtime)
 
 
 def _write(documents: Sequence[EvidenceDocument], bundle: Bundle, out: Path) -> tuple[dict[str, str], ...]:

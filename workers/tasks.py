@@ -110,6 +110,7 @@ def _request(desk: Desk, claimed: Claimed, out: Path) -> Request:
         results=cast(tuple[ResultKind, ...], claimed.results),
         out=str(out),
         device=desk.settings.worker.device,
+        runtime=desk.settings.worker.runtime,
         key=studies.manifest_sha256(rows),
         predecessors=_predecessors(desk, claimed),
         ae_title=desk.settings.node.ae_title,

@@ -64,6 +64,7 @@ SIBLINGS = {
 
 ONLY_IN = {
     "torch": ("workers.predict", "workers.evaluate", "workers.train"),
+    "openvino": ("workers.predict",),
     "monai": ("workers.predict", "workers.evaluate", "workers.train"),
     "ignite": ("workers.train",),
     "sklearn": ("workers.evaluate",),

@@ -34,7 +34,7 @@ def imported(paths: list[object]) -> set[str]:
 @pytest.mark.parametrize(
     ("paths", "required"),
     [
-        (FILES, _PROJECT["dependencies"]),
+        (FILES, _PROJECT["dependencies"] + _PROJECT["optional-dependencies"]["openvino"]),
         (sorted((ROOT / "tests").rglob("*.py")), _PROJECT["dependencies"] + _OPTIONAL),
     ],
     ids=["code", "tests"],

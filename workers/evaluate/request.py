@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 RESAMPLES = 1000
 
@@ -19,6 +20,7 @@ class Request:
     device: str
     started: float
     resamples: int = RESAMPLES
+    runtime: Literal["auto", "torch", "openvino"] = "torch"
 
     def to_json(self) -> str:
         """Return the request as one line of JSON."""

@@ -34,7 +34,7 @@ def evaluate(request: Request, bundle: Bundle, cases: Sequence[Case], tell: Tell
     `ConfigError` for a wrong mask, `Unsuitable` when no image could be read, `Permanent` when the network fails.
     """
     tell({"total": len(cases)})
-    network = Network(bundle, request.device, request.digest)
+    network = Network(bundle, request.device, request.digest, request.runtime)
     scores, not_read = _scores(request, cases, network, bundle, tell)
     tell({"image": "the intervals", "done": len(cases)})
     found = _figures(request, bundle, scores, not_read)

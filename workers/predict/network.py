@@ -25,6 +25,7 @@ from workers.predict import device as devices
 from workers.predict import loaded, weights
 from workers.predict.loaded import to_images
 from workers.predict.quick import quicken
+from workers.predict.runtime import Runner, Runtime
 from workers.predict.scripts import Scripts
 
 _NEEDED = ("inferer", "preprocessing", "postprocessing")
@@ -36,7 +37,7 @@ Draw = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
 class Network:
     """One bundle on one device; stays warm between series."""
 
-    def __init__(self, bundle: Bundle, device: str, digest: str) -> None:
+    def __init__(self, bundle: Bundle, device: str, digest: str, runtime: Runtime = "torch") -> None:
         """Build the network and load its weights.
 
         Raises `BundleError` when `digest` is not the bundle's, when `inference.json` lacks an id or does not build,
@@ -64,6 +65,7 @@ class Network:
         self._leaves_alone = quicken(self._before, self._after)
         self._keys = loaded.keys(self._before)
         self._network = weights.load(parts.get("network_def"), bundle, self._device)
+        self._runner = Runner(self._network, self._device, runtime, bundle.title)
 
     def read(self, volume: Volume) -> NDArray[Any]:
         """Return what the bundle's postprocessing leaves under `pred` for one volume.
@@ -75,7 +77,7 @@ class Network:
         with torch.inference_mode(), self._at_work(volume):
             case, image = self._prepared(volume)
             self.shapes["network_input"] = tuple(image.shape)
-            answer = self._inferer(image, self._network)
+            answer = self._inferer(image, self._runner)
             case["pred"] = self._require_finite(answer)[0]
             self.shapes["network_output"] = tuple(answer.shape)
             answer = self._after(case)["pred"]
@@ -117,6 +119,11 @@ class Network:
                 raise Transient(f"{self._title} could not run on {self._device}: {told}") from error
             except Exception as error:  # a bundle's transforms are its author's code
                 raise Permanent(self._explain(error, volume)) from error
+
+    @property
+    def runtime(self) -> str:
+        """What computed the last reading: `"torch"` or `"openvino"`."""
+        return self._runner.name
 
     @property
     def peak_device_mb(self) -> int:
