@@ -81,8 +81,8 @@ class Laps:
 class OurWay:
     """The stages of `workers/pipeline.py`, with a clock at each."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle, self._network = bundle, Network(bundle, "cpu", bundle.digest)
+    def __init__(self, bundle: Bundle, runtime: Any = "torch") -> None:
+        self._bundle, self._network = bundle, Network(bundle, "cpu", bundle.digest, runtime)
         self._lap: Callable[[str], None] = lambda stage: None
         for name, stage in (("_before", "prepare"), ("_inferer", "network"), ("_after", "back")):
             setattr(self._network, name, self._clocked(getattr(self._network, name), stage))
@@ -113,14 +113,20 @@ class OurWay:
         return run
 
 
-def cases(names: Sequence[str], series: Path | None, folder: Path) -> list[Case]:
+def cases(names: Sequence[str], series: Path | None, folder: Path, slices: int = CT_SHAPE[0]) -> list[Case]:
     """Return the named cases; what they need is made below `folder`."""
     made = []
     if "hippocampus" in names:
         crop = series or phantom(folder / "crop", "MR", CROP_SHAPE, CROP_SPACING_MM)
         made.append(Case("hippocampus", load_bundle(SHIPPED / "hippocampus"), crop))
     if "ct" in names:
-        made.append(Case("ct", windowed(folder / "ct_window"), phantom(folder / "ct", "CT", CT_SHAPE, CT_SPACING_MM)))
+        made.append(
+            Case(
+                "ct",
+                windowed(folder / "ct_window"),
+                phantom(folder / "ct", "CT", (slices, *CT_SHAPE[1:]), CT_SPACING_MM),
+            )
+        )
     return made
 
 
@@ -148,9 +154,9 @@ def windowed(folder: Path) -> Bundle:
     return load_bundle(folder)
 
 
-def measure(case: Case, rounds: int, warm_up: int, scratch: Path) -> list[Pair]:
+def measure(case: Case, rounds: int, warm_up: int, scratch: Path, runtime: str = "torch") -> list[Pair]:
     """Read the series `rounds` times in both ways, after `warm_up` rounds that do not count."""
-    ways = (UsualWay(case.bundle), OurWay(case.bundle))
+    ways = (UsualWay(case.bundle), OurWay(case.bundle, runtime))
     pairs = []
     for number in range(1 - warm_up, rounds + 1):
         laps = (Laps(), Laps())
@@ -216,14 +222,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", nargs="+", choices=("hippocampus", "ct"), default=["hippocampus", "ct"])
     parser.add_argument("--series", type=Path, help="folder with the Part 10 files of a hippocampus crop")
     parser.add_argument("--threads", type=int, help="threads of PyTorch; as many as it likes without")
+    parser.add_argument("--runtime", choices=("auto", "torch", "openvino"), default="torch", help="of our network")
+    parser.add_argument("--slices", type=int, default=CT_SHAPE[0], help="of the synthetic CT")
     parser.add_argument("--json", action="store_true", help="every round, as JSON")
     asked = parser.parse_args(arguments)
     if asked.threads:
         torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory(prefix="wetread-bench-") as made:
         folder = Path(made)
-        made_cases = cases(asked.cases, asked.series, folder)
-        pairs = [pair for case in made_cases for pair in measure(case, asked.rounds, asked.warm_up, folder)]
+        made_cases = cases(asked.cases, asked.series, folder, asked.slices)
+        pairs = [
+            pair for case in made_cases for pair in measure(case, asked.rounds, asked.warm_up, folder, asked.runtime)
+        ]
     print(json.dumps([asdict(pair) for pair in pairs], indent=1) if asked.json else table(pairs))
 
 

@@ -202,3 +202,25 @@ def test_a_content_label_is_a_code_string() -> None:
 
 def written(ds: Dataset) -> bytes:
     return evidence.to_bytes(evidence.EvidenceDocument("SEG", ds))
+
+
+@pytest.mark.parametrize("shape", [(9, 5, 48), (8, 5, 7), (3, 16, 16)])
+@pytest.mark.parametrize(("limit", "values"), [(400, (1, 2, 3)), (400, (1,)), (2, (1, 2, 3))])
+def test_the_file_is_byte_for_byte_what_highdicom_writes(
+    shape: tuple[int, int, int],
+    limit: int,
+    values: tuple[int, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labels = scattered(shape, len(values))
+    labels[1], labels[2][labels[2] == 3] = 0, 0
+    monkeypatch.setattr(seg, "EMPTY_FRAMES_UP_TO", limit)
+    slices, _ = phantoms.volume("oblique", "CT", labels.shape, (2.0, 0.8, 0.7))
+    volume = readings.volume_of(slices, (2.0, 0.8, 0.7))
+    context = readings.context(readings.written(slices, tmp_path), seg_type="binary")
+    segmentation = Segmentation(labels, volume.sources, tuple(segment(value, labels) for value in values))
+    reading = Reading(readings.algorithm(), readings.STARTED, (), (segmentation,))
+    ours = evidence.to_bytes(evidence.build(reading, [volume], context)[0])
+    monkeypatch.setattr(seg, "_is_stack", lambda *given: False)
+    assert ours == evidence.to_bytes(evidence.build(reading, [volume], context)[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from node.findings import Volume
 from workers.predict import device as devices
 from workers.predict import loaded, weights
 from workers.predict.loaded import to_images
+from workers.predict.memory import stepping_down
 from workers.predict.quick import quicken
 from workers.predict.runtime import Runner, Runtime
 from workers.predict.scripts import Scripts
@@ -77,7 +79,8 @@ class Network:
         with torch.inference_mode(), self._at_work(volume):
             case, image = self._prepared(volume)
             self.shapes["network_input"] = tuple(image.shape)
-            answer = self._inferer(image, self._runner)
+            infer = partial(self._inferer, image, self._runner)
+            answer = stepping_down(self._inferer, infer, self._title)
             case["pred"] = self._require_finite(answer)[0]
             self.shapes["network_output"] = tuple(answer.shape)
             answer = self._after(case)["pred"]

@@ -64,6 +64,8 @@ class EvidenceDocument:
 
     kind: ResultKind
     dataset: Dataset
+    encoded: bytes | None = None
+    """The Part 10 file, where it was made before the Data Set was looked into."""
 
     @property
     def sop_class_uid(self) -> str:

@@ -6,6 +6,8 @@ import io
 import warnings
 from collections.abc import Sequence
 
+from pydicom import Dataset
+
 from node.errors import NonConformant
 from node.findings import Reading, Segmentation, Volume
 from workers.report import saliency, sc, seg, sources, sr
@@ -45,7 +47,7 @@ def _documents(run: Run, volumes: Sequence[Volume]) -> list[EvidenceDocument]:
         ]
         captures = [sc.build(run, volume, i) for i, volume in enumerate(volumes)] if "SC" in wanted else []
         maps = saliency.build(run, volumes) if "SALIENCY" in wanted else []
-        documents = [EvidenceDocument("SEG", ds) for ds in segs if ds is not None]
+        documents = [EvidenceDocument("SEG", ds, _encoded(ds)) for ds in segs if ds is not None]
         documents += [EvidenceDocument("SC", ds) for ds in captures]
         documents += [EvidenceDocument("SALIENCY", ds) for ds in maps]
         if "SR" in wanted:
@@ -55,8 +57,12 @@ def _documents(run: Run, volumes: Sequence[Volume]) -> list[EvidenceDocument]:
 
 def to_bytes(document: EvidenceDocument) -> bytes:
     """Return the Part 10 file (PS3.10 §7.1), Explicit VR Little Endian."""
+    return _encoded(document.dataset) if document.encoded is None else document.encoded
+
+
+def _encoded(ds: Dataset) -> bytes:
     buffer = io.BytesIO()
-    document.dataset.save_as(buffer, enforce_file_format=True)
+    ds.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 

@@ -97,7 +97,7 @@ def _pixels_and_places(case: Case) -> Iterator[str]:
                 yield f"a frame of segment {frame.segment_number} on {frame.source.sop_instance_uid} is not our mask"
             if not volume.is_projection and not _in_place(case, frame):
                 yield f"a frame is not where {frame.source.sop_instance_uid} is"
-            total += int(frame.mask.sum())
+            total += int(np.count_nonzero(frame.mask))
         if total != sum(int(segmentation.mask(segment).sum()) for segment in numbered.values()):
             yield "voxels of the mask are in no frame"
 
@@ -155,7 +155,7 @@ def _overlap(case: Case) -> Iterator[str]:
         if ds.get("SegmentsOverlap") != wanted:
             yield f"SegmentsOverlap is {ds.get('SegmentsOverlap')} where {wanted} is true"
         for frame in frames(ds):
-            found[frame.source, frame.segment_number] = int(frame.mask.sum())
+            found[frame.source, frame.segment_number] = int(np.count_nonzero(frame.mask))
         for number in {n for _, n in found}:
             if not any(count for (_, n), count in found.items() if n == number):
                 yield f"segment {number} is empty"

@@ -33,7 +33,7 @@ from node import codes, uids
 from node.codes import Code
 from node.errors import Unsuitable
 from node.findings import Algorithm, Segment, Segmentation, Volume
-from workers.report import sources
+from workers.report import frames, sources
 from workers.report.run import Run, coded, finish
 
 EMPTY_FRAMES_UP_TO = 400
@@ -67,9 +67,11 @@ def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) ->
     images, pixels = _on_frames(run, segmentation, stacked(segmentation, segments), volume)
     kind = encoding(run.context.seg_type, pixels.shape[2])
     algorithm = run.reading.algorithm
+    omits_empty = _leave_out_empty_frames(pixels, kind, len(segments), len(segmentation.sources))
+    at_once = not omits_empty and pixels.ndim == 3 and _is_stack(kind, images, volume)
     ds = SegmentationDocument(
         source_images=images,
-        pixel_array=pixels,
+        pixel_array=frames.pattern(pixels) if at_once else pixels,
         segmentation_type=kind,
         segment_descriptions=[_describe(run, s, n, volume) for n, s in enumerate(segments, 1)],
         series_instance_uid=run.uid("SEG", ordinal, "series"),
@@ -82,10 +84,13 @@ def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) ->
         device_serial_number=run.context.node.serial_number,
         content_label=content_label(algorithm),
         content_description="AI segmentation, unverified" + ("; plane is the pixel grid" * volume.is_projection),
-        omit_empty_frames=_leave_out_empty_frames(pixels, kind, len(segments), len(segmentation.sources)),
+        omit_empty_frames=omits_empty or at_once,
         specific_character_set=run.inherited.get("SpecificCharacterSet"),
     )
-    return _finished(ds, run, volume, ordinal)
+    finished = _finished(ds, run, volume, ordinal)
+    if at_once:
+        frames.complete(finished, images, pixels, len(segments), omits_empty)
+    return finished
 
 
 def encoding(asked: str, columns: int) -> Literal["BINARY", "FRACTIONAL"]:
@@ -149,13 +154,19 @@ def _require_place(headers: Iterable[Dataset], volume: Volume) -> None:
             continue
         if not header.get("FrameOfReferenceUID"):
             raise Unsuitable("its images have no Frame of Reference UID; a Segmentation could not say where it lies")
-        frames = header.get("PerFrameFunctionalGroupsSequence", ())
-        planes = [plane for frame in frames for plane in frame.get("PlanePositionSequence", ())]
+        groups = header.get("PerFrameFunctionalGroupsSequence", ())
+        planes = [plane for frame in groups for plane in frame.get("PlanePositionSequence", ())]
         places = {tuple(plane.get("ImagePositionPatient") or ()) for plane in planes}
         if len(places) < len(planes):
             raise Unsuitable(
                 f"its {len(planes)} frames lie at {len(places)} positions; a Segmentation could not say which it means"
             )
+
+
+def _is_stack(kind: str, images: Sequence[Dataset], volume: Volume) -> bool:
+    """Say whether `frames` writes the frames: of one-bit masks on single images in the patient."""
+    whole_bytes = all(image.Rows * image.Columns % 8 == 0 for image in images[:1])
+    return kind == "BINARY" and len(images) > 1 and whole_bytes and not volume.is_projection
 
 
 def _leave_out_empty_frames(pixels: NDArray[np.uint8], kind: str, segments: int, slices_read: int) -> bool:
