@@ -26,6 +26,8 @@ class AuditEvent(Enum):
     APPLICATION_STOP = ("110100", "Application Activity", "110121", "Application Stop")
     ASSOCIATION_ACCEPTED = ("110114", "User Authentication", "110126", "Node Authentication")
     ASSOCIATION_REJECTED = ("110113", "Security Alert", "110126", "Node Authentication")
+    CONFLICT_HELD = ("110113", "Security Alert", "", "")
+    CONFLICT_RELEASED = ("110103", "DICOM Instances Accessed", "", "")
     INSTANCES_TRANSFERRED = ("110104", "DICOM Instances Transferred", "", "")
 
 

@@ -10,7 +10,15 @@ from typing import Any
 
 import click
 
-from node.cli_output import config_option, json_option, open_database, print_details, print_json, print_rows
+from node.cli_output import (
+    config_option,
+    json_option,
+    load_settings,
+    open_database,
+    print_details,
+    print_json,
+    print_rows,
+)
 
 _COLUMNS = {
     "studies": ("study_instance_uid", "state", "revision", "last_received_at", "reason"),
@@ -157,4 +165,31 @@ def _find(db: Any, name: str) -> str:
     raise NotFound(f"There is no dead letter {name}; nothing was changed. `wetread dead list` shows them.")
 
 
-COMMANDS = (_noun("studies", "study"), _noun("jobs", "job"), _noun("deliveries", "delivery"), dead)
+studies = _noun("studies", "study")
+
+
+@studies.command("release")
+@click.argument("name", metavar="UID")
+@click.option("--keep", type=click.Choice(["first", "last"]), required=True, help="Which copies stand.")
+@config_option
+def studies_release(name: str, keep: Any, config: Path | None) -> None:
+    """Let a study go on that is held as CONFLICT: its instances came twice with different pixels.
+
+    The copies that do not stand stay in the spool and on record. With the first ones nothing is read again.
+    """
+    from node import clock
+    from node.audit import Audit, AuditEvent, Outcome
+    from node.settings import state_folder
+    from node.store import conflicts
+
+    left_out = conflicts.release(open_database(config), name, keep, clock.now())
+    audit = Audit(state_folder(load_settings(config)) / "audit.log")
+    details = f"released by a person: the {keep} copies stand"
+    audit.write(
+        AuditEvent.CONFLICT_RELEASED, Outcome.SUCCESS, study_instance_uid=name, count=left_out, reason=details
+    )  # fmt: skip
+    audit.close()
+    click.echo(f"study {name} goes on with the {keep} copies; {left_out} others stay on record")
+
+
+COMMANDS = (studies, _noun("jobs", "job"), _noun("deliveries", "delivery"), dead)

@@ -255,11 +255,18 @@ class Node:
         db, arrived = self.db, partial(transfers.note, self._trail)
         return (
             *self._inquiries(stack),
-            ("assemble", self.pace.assemble, lambda: assembler.tick(db, self.settings, clock.now())),
+            (
+                "assemble",
+                self.pace.assemble,
+                lambda: assembler.tick(db, self.spool, self.settings, clock.now(), self._trail),
+            ),
             ("route", self.pace.route, self._route),
             ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), self._committing(), arrived)),
             ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, clock.now())),
         )
+
+    def _assemble(self) -> int:
+        return assembler.tick(self.db, self.spool, self.settings, clock.now(), self._trail)
 
     def _committing(self) -> list[str]:
         return [name for name, destination in self.settings.destination.items() if destination.commitment]

@@ -1,6 +1,6 @@
 """The three state machines as data; `store` makes every move with `UPDATE … WHERE state = ?` and nothing else does.
 
-Study     RECEIVING → COMPLETE → ROUTED → DONE | FAILED; a late instance reopens it
+Study     RECEIVING → COMPLETE → ROUTED → DONE | FAILED; a late instance reopens it; CONFLICT waits for a person
 Job       QUEUED → RUNNING → REPORTED → DONE; UNSUITABLE is an answer; DEAD waits for a person
 Delivery  PENDING → SENDING → SENT → COMMITTING → COMMITTED; DEAD waits for a person
 """
@@ -14,6 +14,7 @@ class StudyState(StrEnum):
     """Where a study is."""
 
     RECEIVING = "RECEIVING"
+    CONFLICT = "CONFLICT"
     COMPLETE = "COMPLETE"
     ROUTED = "ROUTED"
     DONE = "DONE"
@@ -49,6 +50,8 @@ S, J, D = StudyState, JobState, DeliveryState
 STUDY_MOVES: frozenset[tuple[StudyState, StudyState]] = frozenset(
     {
         (S.RECEIVING, S.COMPLETE),  # quiet period or longest wait passed; manifest frozen
+        (S.RECEIVING, S.CONFLICT),  # one SOP Instance UID came with different pixels
+        (S.CONFLICT, S.RECEIVING),  # a person says which of them stands
         (S.COMPLETE, S.ROUTED),  # jobs inserted in the same transaction
         (S.ROUTED, S.DONE),  # every job ended in an answer and every delivery arrived
         (S.ROUTED, S.FAILED),  # at least one job or delivery is DEAD

@@ -36,6 +36,7 @@ class Evidence:
     fetches: int = 0
     fetch_after: float = 0.0
     note: str = ""
+    revision: int = 0
 
     @property
     def is_released(self) -> bool:
@@ -49,8 +50,9 @@ class Evidence:
 
 
 _COLUMNS = (
-    "s.study_instance_uid, s.opened_at, s.last_received_at, c.released_at, COALESCE(c.asked_at, 0) AS asked_at, "
-    "c.seen_received_at, c.in_archive, c.missing, COALESCE(c.fetches, 0) AS fetches, "
+    "s.study_instance_uid, s.revision, s.opened_at, s.last_received_at, c.released_at, "
+    "COALESCE(c.asked_at, 0) AS asked_at, c.seen_received_at, c.in_archive, c.missing, "
+    "COALESCE(c.fetches, 0) AS fetches, "
     "COALESCE(c.fetch_after, 0) AS fetch_after, COALESCE(c.note, '') AS note"
 )
 _WAITING = (

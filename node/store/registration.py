@@ -39,6 +39,8 @@ class Received:
     received_at: float
 
 
+_OPEN = (S.RECEIVING, S.CONFLICT)
+"""States in which new instances belong to the revision that is being received."""
 _INSERT_INSTANCE = sa.text(
     "INSERT INTO instance (sop_instance_uid, sha256, study_instance_uid, series_instance_uid, sop_class_uid, "
     "transfer_syntax_uid, path, size, calling_ae, is_own_result, received_at, revision) VALUES (:sop_instance_uid, "
@@ -99,7 +101,7 @@ def _register_study(connection: sa.Connection, study_uid: str, received: Sequenc
         _take_in(connection, study, images, late)
     for instance in new:
         values = {"is_own_result": int(instance.is_own_result), "revision": study["revision"] + 1}
-        values["settled"] = int(late == "ignore" and study["state"] != S.RECEIVING)
+        values["settled"] = int(late == "ignore" and study["state"] not in _OPEN)
         connection.execute(_INSERT_INSTANCE, asdict(instance) | values)
         _note(connection, instance, known[instance.sop_instance_uid])
     return len(new)
@@ -159,7 +161,7 @@ def _take_in(connection: sa.Connection, study: dict[str, Any], images: Sequence[
     """Let new instances move the study: on with the quiet period, or back to RECEIVING."""
     uid, state = study["study_instance_uid"], S(study["state"])
     first, last = min(i.received_at for i in images), max(i.received_at for i in images)
-    if state == S.RECEIVING:
+    if state in _OPEN:
         if _is_waiting(connection, study):
             first, last = min(first, study["opened_at"]), max(last, study["last_received_at"])
         connection.execute(

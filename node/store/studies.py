@@ -39,11 +39,18 @@ class InstanceRow:
 
 
 def complete(
-    db: Database, study_uid: str, now: float, reason: str, seen_last_received_at: float | None = None
+    db: Database,
+    study_uid: str,
+    now: float,
+    reason: str,
+    seen_last_received_at: float | None = None,
+    rerun: bool = True,
 ) -> int | None:
     """Take the study as complete: revision + 1, its manifest frozen. Returns the revision; None if another won.
 
     With `seen_last_received_at`, an instance that arrived since somebody looked is waited for, too (also None).
+    Without `rerun` its images are those of the revision before: where that was routed, its results stand and the
+    study goes straight on to DONE.
     """
     with db.transaction() as connection:
         study = hold(connection, study_uid)
@@ -69,6 +76,10 @@ def complete(
             changes=changes,
         )
         completion.forget(connection, [study_uid])
+        if not rerun and _was_routed(connection, study_uid):
+            stand = f"{reason}; only headers changed since revision {revision - 1}, and its results stand"
+            for left, to in ((S.COMPLETE, S.ROUTED), (S.ROUTED, S.DONE)):
+                move(connection, "study", study_uid, left, to, now, stand, changes={"reason": stand})
         reach("assemble.before_commit")
         return revision
 
@@ -186,6 +197,13 @@ _SERIES = (
     "SUM(size) AS size, MIN(received_at) AS first_received_at, MAX(received_at) AS last_received_at FROM instance "
     "WHERE study_instance_uid = :uid GROUP BY series_instance_uid, is_own_result ORDER BY series_instance_uid"
 )
+
+
+def _was_routed(connection: sa.Connection, study_uid: str) -> bool:
+    """Say whether the revision before was routed: whence the study was reopened tells."""
+    events = history(connection, "study", study_uid)
+    reopened = [e["from_state"] for e in events if e["to_state"] == S.RECEIVING and e["from_state"] != S.CONFLICT]
+    return reopened[-1] in (S.ROUTED, S.DONE, S.FAILED)
 
 
 def manifest_in(connection: sa.Connection, study_uid: str, revision: int) -> list[InstanceRow]:

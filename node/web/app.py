@@ -39,10 +39,11 @@ _TONES = {
     "good": {"DONE", "COMMITTED", "SENT"},
     "busy": {"RECEIVING", "COMPLETE", "ROUTED", "QUEUED", "RUNNING", "REPORTED", "PENDING", "SENDING", "COMMITTING"},
     "note": {"UNSUITABLE", "DROPPED"},
-    "bad": {"FAILED", "DEAD"},
+    "bad": {"FAILED", "DEAD", "CONFLICT"},
 }
 _WORDS = {
     "RECEIVING": "receiving",
+    "CONFLICT": "in conflict",
     "COMPLETE": "complete",
     "ROUTED": "reading",
     "QUEUED": "waiting",
@@ -205,6 +206,7 @@ def _tiles(counts: dict[str, dict[str, int]]) -> list[tuple[str, int, str]]:
     return [
         ("receiving", study.get("RECEIVING", 0), "RECEIVING"),
         ("in work", waiting, "ROUTED"),
+        *([("in conflict", study["CONFLICT"], "CONFLICT")] if study.get("CONFLICT") else []),
         ("done", study.get("DONE", 0), "DONE"),
         ("need a person", study.get("FAILED", 0), "FAILED"),
     ]

@@ -60,7 +60,7 @@ class Hospital:
         )  # fmt: skip
 
     def assemble(self) -> int:
-        return assembler.tick(self.node.db, self.settings, self.now())
+        return assembler.tick(self.node.db, self.node.spool, self.settings, self.now())
 
     def reason(self, study_uid: str) -> str:
         return str(studies.show(self.node.db, study_uid)["reason"])

@@ -16,9 +16,9 @@ def test_a_quiet_study_becomes_complete_once_with_its_reason(database: Database,
     spool = Spool(tmp_path / "spool", 0)
     instance = received(spool, header(), at=1000)
     studies.register(database, [instance])
-    assert assembler.tick(database, SETTINGS, 1059) == 0
-    assert assembler.tick(database, SETTINGS, 1061) == 1
-    assert assembler.tick(database, SETTINGS, 1062) == 0
+    assert assembler.tick(database, spool, SETTINGS, 1059) == 0
+    assert assembler.tick(database, spool, SETTINGS, 1061) == 1
+    assert assembler.tick(database, spool, SETTINGS, 1062) == 0
     study = studies.show(database, instance.study_instance_uid)
     assert (study["state"], study["revision"]) == ("COMPLETE", 1)
     assert study["reason"] == "no further instance for 61 s"
@@ -29,10 +29,10 @@ def test_a_late_instance_makes_the_next_revision(database: Database, tmp_path: P
     first = header()
     late = header(StudyInstanceUID=first.StudyInstanceUID)
     studies.register(database, [received(spool, first, at=1000)])
-    assembler.tick(database, SETTINGS, 1100)
+    assembler.tick(database, spool, SETTINGS, 1100)
     studies.register(database, [received(spool, late, at=2000)])
-    assert assembler.tick(database, SETTINGS, 2059) == 0
-    assert assembler.tick(database, SETTINGS, 2060) == 1
+    assert assembler.tick(database, spool, SETTINGS, 2059) == 0
+    assert assembler.tick(database, spool, SETTINGS, 2060) == 1
     assert studies.show(database, first.StudyInstanceUID)["revision"] == 2
     assert len(studies.manifest(database, first.StudyInstanceUID, 1)) == 1
     assert len(studies.manifest(database, first.StudyInstanceUID, 2)) == 2
@@ -42,6 +42,6 @@ def test_a_study_that_never_falls_quiet_is_taken_after_the_longest_wait(database
     spool, study_uid = Spool(tmp_path / "spool", 0), header().StudyInstanceUID
     for at in range(0, 620, 20):
         studies.register(database, [received(spool, header(StudyInstanceUID=study_uid), at=1000 + at)])
-        done = assembler.tick(database, SETTINGS, 1000 + at)
+        done = assembler.tick(database, spool, SETTINGS, 1000 + at)
         assert done == (1 if at == 600 else 0)
     assert "the longest wait is over" in studies.show(database, study_uid)["reason"]

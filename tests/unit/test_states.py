@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from node.states import DELIVERY_MOVES, JOB_MOVES, STUDY_MOVES, DeliveryState, JobState, StudyState
-from node.store import completion, deliveries, jobs, studies
+from node.store import completion, conflicts, deliveries, jobs, studies
 from node.store.db import Database, rows
 from node.store.deliveries import ClaimedDelivery
 from node.store.jobs import Claimed
@@ -65,6 +65,7 @@ class Node:
             self.ends_a_delivery: 5,
             self.commits: 3,
             self.a_person_acts: 1,
+            self.is_disputed: 1,
             self.settles: 3,
         }
         self.arrives()
@@ -96,6 +97,12 @@ class Node:
             before = studies.show(self.db, STUDY)["revision"]
             assert studies.complete(self.db, STUDY, self.now, "due") == before + 1
             assert studies.complete(self.db, STUDY, self.now, "due") is None
+
+    def is_disputed(self) -> None:
+        """Two copies of an instance differ, and a person is quick to say which stands."""
+        if conflicts.hold(self.db, STUDY, self.now, "different pixels"):
+            assert not conflicts.hold(self.db, STUDY, self.now, "different pixels")
+            assert conflicts.release(self.db, STUDY, "last", self.now) == 0
 
     def routes(self) -> None:
         count = self.chance.choice([0, 1, 1, 2])
@@ -275,7 +282,7 @@ def test_every_walk_is_legal_and_together_they_make_every_move(tmp_path: Path) -
 
 def test_a_walk_is_legal_on_postgresql(postgres_url: str) -> None:
     db = Database(postgres_url)
-    assert len(Node(db, seed=14).walk(steps=300)) > 10
+    assert len(Node(db, seed=15).walk(steps=300)) > 10
     db.close()
 
 
