@@ -238,16 +238,19 @@ class Node:
 
     def _inquiries(self, stack: ExitStack) -> tuple[tuple[str, float, Callable[[], object]], ...]:
         """Return what asks the archive, and twice what fetches: one long retrieval must not keep back the next."""
-        db, settings, rules = self.db, self.settings, self.settings.completeness
+        db, rules = self.db, self.settings.completeness
         if rules.archive is None:
             return ()
         ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
-            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, settings)),
+            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, self.settings)),
         )
         if rules.fetch == "no":
             return ticks
-        take = listener.taking(settings, db, self.spool, stack)
-        fetch = partial(inquiry.fetch, db, settings, take, contexts.TRANSFER_SYNTAXES)
+        take = listener.taking(self.settings, db, self.spool, stack)
+
+        def fetch() -> int:
+            return inquiry.fetch(db, self.settings, take, contexts.TRANSFER_SYNTAXES)
+
         return (*ticks, ("fetch", 1.0, fetch), ("fetch", 1.0, fetch))
 
     def _stages(self, stack: ExitStack) -> tuple[tuple[str, float, Callable[[], object]], ...]:
