@@ -1,4 +1,4 @@
-"""`wetread spool verify`: is everything there that was promised, and nothing else?"""
+"""`wetread spool`: is everything there that was promised, and nothing else? And a copy of it, and back."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = ("/", "/models", "/healthz", "/readyz", "/metrics")
 
 @click.group()
 def spool() -> None:
-    """Check the spool and the database against each other."""
+    """Check the spool and the database against each other; copy both away and back."""
 
 
 @spool.command("verify")
@@ -66,6 +66,40 @@ def verify(
     else:
         _print(found)
     return 1 if found else 0
+
+
+@spool.command("backup")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@config_option
+def backup(folder: Path, config: Path | None) -> None:
+    """Copy database and spool into FOLDER, beside the running node; again into the same folder takes what is new."""
+    from node.store.backup import backup as copy
+    from node.store.spool import Spool
+
+    settings = load_settings(config)
+    db = open_database(config)
+    count = copy(db, Spool(settings.spool.url, settings.spool.refuse_below), folder)
+    db.close()
+    click.echo(f"{folder} has a copy of the database and the spool; {count} files were new.")
+
+
+@spool.command("restore")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@config_option
+def restore(folder: Path, config: Path | None) -> None:
+    """Put a copy made by `backup` in place; the node must not run. An old database is kept beside it."""
+    from node.errors import Permanent
+    from node.settings import state_folder
+    from node.store.backup import restore as put_back
+    from node.store.locks import lock_state
+
+    settings = load_settings(config)
+    if not settings.database.url.startswith("sqlite:///"):
+        raise Permanent("The database is PostgreSQL: restore it with pg_restore, then copy the spool's folder back.")
+    state = state_folder(settings)
+    with lock_state(state, "stages"), lock_state(state, "listener"):
+        count = put_back(folder, Path(settings.database.url.removeprefix("sqlite:///")), settings.spool.url)
+    click.echo(f"{count} files were put back. Now start the node: it takes in what came after the copy was made.")
 
 
 def _pages(settings: Settings) -> Mapping[str, bytes]:

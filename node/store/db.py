@@ -246,8 +246,8 @@ def _translated(url: sa.URL) -> Iterator[None]:
 
 def _damaged(url: sa.URL, what: str) -> Permanent:
     return Permanent(
-        f"The database file {url.database} is damaged ({what.splitlines()[0]}); it was left as it is. Restore a copy, "
-        "or move it, its -wal and its -shm away and start again: the spool is read in anew."
+        f"The database file {url.database} is damaged ({what.splitlines()[0]}); it was left as it is. Restore a copy "
+        "(wetread spool restore), or move it, its -wal and its -shm away and start again: the spool is read in anew."
     )
 
 

@@ -225,7 +225,7 @@ def test_a_damaged_database_is_one_line_and_no_start(tmp_path: Path, capsys: pyt
     path.write_bytes(b"not a database at all" * 100)
     assert cli.run(["serve", "--config", str(config)]) != 0
     err = capsys.readouterr().err
-    assert "Restore a copy" in err
+    assert "wetread spool restore" in err
     assert err.strip().count("\n") == 0
     assert path.read_bytes() == b"not a database at all" * 100
 

@@ -84,3 +84,35 @@ def test_where_no_node_ran_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixt
     assert cli.run(["spool", "verify", "--config", str(config)]) == 1
     assert "no node has run" in capsys.readouterr().err
     assert not (tmp_path / "state").exists()
+
+
+def test_a_copy_made_beside_the_running_node_is_whole_and_starts_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, node = start(tmp_path)
+    copy, elsewhere = tmp_path / "copy", tmp_path / "elsewhere"
+    with node:
+        push(node, "DONE")
+        assert cli.run(["spool", "backup", str(copy), "--config", str(config)]) == 0
+        assert cli.run(["spool", "backup", str(copy), "--config", str(config)]) == 0
+        assert "; 0 files were new" in capsys.readouterr().out
+        assert cli.run(["spool", "restore", str(copy), "--config", str(config)]) == 1  # it runs
+        assert "Another node is running" in capsys.readouterr().err
+        expected = {study["study_instance_uid"] for study in studies.listing(node.db)}
+    elsewhere.mkdir()
+    again, other = start(elsewhere)
+    for _ in range(2):
+        assert cli.run(["spool", "restore", str(copy), "--config", str(again)]) == 0
+    assert (elsewhere / "state" / "wetread.db.before-restore").is_file()
+    assert cli.run(["spool", "verify", "--config", str(again)]) == 0
+    with other:
+        assert {study["study_instance_uid"] for study in studies.listing(other.db)} == expected
+        assert cli.run(["spool", "verify", "--config", str(again)]) == 0
+
+
+def test_what_is_no_copy_is_not_put_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, _ = start(tmp_path)
+    (tmp_path / "copy").mkdir()
+    assert cli.run(["spool", "restore", str(tmp_path / "copy"), "--config", str(config)]) == 1
+    assert "it is no copy" in capsys.readouterr().err
+    assert not (tmp_path / "state" / "wetread.db").exists()
