@@ -11,14 +11,16 @@
 import argparse
 import csv
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.stats import rankdata
+
+from workers.evaluate.calibration import SENSITIVITY, logit, scaled, temperature_of, threshold_of
 
 SEED = 20
 RESAMPLES = 1000
@@ -91,31 +93,6 @@ def _read_probabilities(folder: Path, known: Mapping[str, Case]) -> tuple[list[s
     return names, np.array([[known[name]["label"], probability] for name, probability in lines])
 
 
-def logit(probability: Array) -> Array:
-    """Return the logit of probabilities, kept finite."""
-    kept = np.clip(probability, 1e-7, 1 - 1e-7)
-    return np.asarray(np.log(kept / (1 - kept)))
-
-
-def temperature_of(truth: Array, logits: Array) -> float:
-    """Return the temperature that minimizes the log loss (Guo et al. 2017)."""
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        return float(np.mean(np.logaddexp(0, scaled) - truth * scaled))
-
-    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
-
-
-def threshold_of(truth: Array, probability: Array) -> float:
-    """Return the threshold with the highest sensitivity + specificity (Youden's J), halfway to the value below it."""
-    values = np.unique(probability)
-    sensitivity = np.array([np.mean(probability[truth == 1] >= value) for value in values])
-    specificity = np.array([np.mean(probability[truth == 0] < value) for value in values])
-    best = int(np.argmax(sensitivity + specificity))
-    return float((values[best] + values[max(best - 1, 0)]) / 2)
-
-
 def calibration_error(pairs: Array, bins: int = 10) -> float:
     """Return the expected calibration error of (truth, probability) rows, in bins of equal width."""
     place = np.minimum((pairs[:, 1] * bins).astype(int), bins - 1)
@@ -161,22 +138,46 @@ def classification(datalist: Path, validation: Path, evaluation: Path) -> dict[s
             "images": len(rows),
             "patients": len(set(patients)),
             "abnormal": int(pairs[rows, 0].sum()),
+            "calibration_error_if_perfect": _short(unavoidable_error(pairs[rows])),
             **{name: interval(pairs[rows], patients, statistic) for name, statistic in statistics.items()},
         }
     return {"chosen_on_validation": chosen, "part": "test", "cohorts": figures}
 
 
-def calibration(datalist: Path, validation: Path) -> dict[str, float]:
-    """Return temperature, threshold and calibration error before and after, from validation at temperature 1."""
-    _, pairs = _read_probabilities(validation, cases(datalist, "validation"))
-    truth, logits = pairs[:, 0], logit(pairs[:, 1])
-    temperature = round(temperature_of(truth, logits), 3)
-    scaled = np.asarray(1 / (1 + np.exp(-logits / temperature)))
+def unavoidable_error(pairs: Array, draws: int = 400) -> float:
+    """Return the mean calibration error of a perfect model: labels drawn by the probabilities of `pairs`.
+
+    With few images no bin has the share it should, so that the error of a small cohort is never near 0.
+    """
+    random = np.random.default_rng(SEED)
+    truths = (random.random(len(pairs)) < pairs[:, 1] for _ in range(draws))
+    return float(np.mean([calibration_error(np.column_stack([truth, pairs[:, 1]])) for truth in truths]))
+
+
+def command() -> str:
+    """Return the command that is running, every path but the last part of it left out."""
+    return " ".join(["python models/figures.py", *(Path(word).name if "/" in word else word for word in sys.argv[1:])])
+
+
+def calibration(datalist: Path, validation: Path) -> dict[str, Any]:
+    """Return temperature and threshold, and what they give there, from validation patients at temperature 1."""
+    known = cases(datalist, "validation")
+    names, pairs = _read_probabilities(validation, known)
+    truth = pairs[:, 0]
+    temperature = round(temperature_of(truth, logit(pairs[:, 1])), 3)
+    after = np.column_stack([truth, scaled(pairs[:, 1], temperature)])
+    threshold = threshold_of(truth, after[:, 1])
     return {
         "temperature": temperature,
-        "threshold": round(threshold_of(truth, scaled), 3),
+        "threshold": threshold,
+        "asked_sensitivity": SENSITIVITY,
+        "sensitivity": _short(_rate(1, threshold)(after)),
+        "specificity": _short(_rate(0, threshold)(after)),
+        "sensitivity_by_cohort": {
+            cohort: _short(_rate(1, threshold)(after[rows])) for cohort, rows in by_cohort(names, known).items()
+        },
         "calibration_error_before": _short(calibration_error(pairs)),
-        "calibration_error": _short(calibration_error(np.column_stack([truth, scaled]))),
+        "calibration_error": _short(calibration_error(after)),
     }
 
 
@@ -198,7 +199,7 @@ def main() -> None:
         figures = classification(options.datalist, options.validation, options.evaluation)
     else:
         figures = calibration(options.datalist, options.validation)
-    text = json.dumps(figures, indent=1) + "\n"
+    text = json.dumps({"command": command(), **figures}, indent=1) + "\n"
     print(text, end="") if options.out is None else options.out.write_text(text, encoding="utf-8")
 
 

@@ -63,10 +63,20 @@ def _evaluate(bundle: Any, data: Path, out: Path, settings: Any) -> dict[str, An
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of those in train.json.")
 @click.option("--fine-tune", is_flag=True, help="Begin with the weights of the model instead of random ones.")
+@click.option("--processes", type=click.IntRange(min=1), default=1, help="Train on so many GPUs at once.")
+@click.option("--set", "overrides", multiple=True, metavar="ID=VALUE", help="Another value for an id of train.json.")
 @config_option
 @json_option
 def train(
-    name: str, data: Path, out: Path, epochs: int | None, fine_tune: bool, config: Path | None, as_json: bool
+    name: str,
+    data: Path,
+    out: Path,
+    epochs: int | None,
+    fine_tune: bool,
+    processes: int,
+    overrides: tuple[str, ...],
+    config: Path | None,
+    as_json: bool,
 ) -> None:
     """Train a copy of a Model Bundle by its own train.json, and measure it on patients that were kept apart.
 
@@ -76,6 +86,7 @@ def train(
     """
     from node import bundles, clock, trust
 
+    given = dict(map(_override, overrides))
     settings = load_settings(config)
     bundle = trust.find(name, settings)
     request = import_module("workers.train.request").Request(
@@ -86,6 +97,8 @@ def train(
         started=clock.now(),
         epochs=epochs,
         fine_tune=fine_tune,
+        overrides=given,
+        processes=processes,
     )
     _follow("workers.train", "training", request.to_json(), None)
     trained = bundles.load(out)
@@ -94,6 +107,17 @@ def train(
         return
     found = _evaluate(trained, out / "test.csv", out / "docs", settings)
     print_json(found) if as_json else _print_figures(found, out / "docs")
+
+
+def _override(said: str) -> tuple[str, Any]:
+    """`learning_rate=0.001` → its id and its value: JSON where it is some, else the text itself."""
+    name, equals, value = said.partition("=")
+    if not name or not equals:
+        raise click.BadParameter(f'"{said}" is not ID=VALUE, such as learning_rate=0.001', param_hint="--set")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _has_rows(manifest: Path) -> bool:

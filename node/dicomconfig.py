@@ -76,6 +76,8 @@ class FindingEntry(_Strict):
     type: CodeEntry
     site: CodeEntry | None = None
     threshold: _Part
+    sensitivity: float | None = Field(default=None, gt=0, le=1)
+    """The sensitivity on validation patients that the threshold was chosen for."""
     calibrated: bool
 
 

@@ -79,6 +79,7 @@ class Finding:
     """One evaluated class on one image: TID 1501.
 
     `probability` is in 0..1; it is a Probability (122157, DCM) only when `calibrated`, otherwise a score.
+    `sensitivity` is what the threshold was chosen for on validation patients, where the bundle says so.
     `saliency` is there where a route asked for it, the bundle has a way to make it, and the finding is present.
     """
 
@@ -90,6 +91,7 @@ class Finding:
     calibrated: bool
     source: Source
     saliency: Saliency | None = None
+    sensitivity: float | None = None
 
     @property
     def present(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
+from scipy import ndimage
 
 MODELS = Path(__file__).parents[2] / "models"
 BUNDLES = ("chest_xray", "hippocampus", "lung_fields")
@@ -175,9 +177,64 @@ def test_auc_counts_pairs_in_the_right_order() -> None:
     assert np.isnan(figures.auc(pairs[:2]))
 
 
-def test_the_threshold_parts_what_can_be_parted() -> None:
+def test_the_threshold_finds_as_many_as_it_promises() -> None:
     probability = np.array([0.1, 0.2, 0.3, 0.8, 0.9])
     assert figures.threshold_of(np.array([0, 0, 0, 1, 1]), probability) == pytest.approx(0.55)
+    random = np.random.default_rng(0)
+    truth = random.integers(0, 2, 999)
+    probability = np.round(np.clip(0.3 * truth + random.random(999) * 0.7, 0, 1), 4)
+    threshold = figures.threshold_of(truth, probability, 0.9)
+    assert 0.9 <= np.mean(probability[truth == 1] >= threshold) < 0.91
+    assert np.mean(probability[truth == 1] >= threshold + 0.005) < 0.9
+    with pytest.raises(ValueError, match="needs images with the finding"):
+        figures.threshold_of(np.zeros(5), probability[:5])
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_precision_is_mixed_on_cuda_and_a_training_stops_early(bundle: str) -> None:
+    for device, mixed in (("cpu", False), ("cuda", True)):
+        parser = ConfigParser(config(bundle, "train"))
+        parser["device"] = torch.device(device)
+        assert parser.get_parsed_content("amp") is mixed
+    train = config(bundle, "train")
+    assert train["train"]["trainer"]["amp"] == "@amp"
+    assert "@validate#early_stop" in train["validate"]["handlers"]
+    assert train["initialize"][-1] == config(bundle, "multi_gpu_train")["initialize"][-1]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_configuration_for_several_processes_names_what_is_there(bundle: str) -> None:
+    several = config(bundle, "multi_gpu_train")
+    parser = ConfigParser(config(bundle, "train"))
+    assert all(key.rpartition("#")[0] in parser for key in several if "#" in key)
+    parser.update(several)
+    references = [word for value in several.values() for word in re.findall(r"@([\w#]+)", json.dumps(value))]
+    assert all(name in parser for name in references)
+
+
+def test_lung_fields_are_at_most_two_and_have_no_holes() -> None:
+    """Whatever the network says, also confetti with holes; each film is one that a network could make."""
+    after = ConfigParser(config("lung_fields", "inference")).get_parsed_content("postprocessing")
+    steps = [s for s in after.transforms if type(s).__name__ in ("KeepLargestConnectedComponentd", "FillHolesd")]
+    assert [type(s).__name__ for s in steps] == ["KeepLargestConnectedComponentd", "FillHolesd"]
+    random = np.random.default_rng(3)
+    for density in (0.02, 0.2, 0.5, 0.9):
+        mask: dict[str, Any] = {"pred": torch.as_tensor(random.random((1, 60, 80)) < density).float()}
+        for step in steps:
+            mask = step(mask)
+        pred = np.asarray(mask["pred"])[0] > 0
+        assert ndimage.label(pred, np.ones((3, 3)))[1] <= 2
+        assert np.array_equal(ndimage.binary_fill_holes(pred), pred)
+
+
+def test_each_part_of_the_hippocampus_is_one_piece() -> None:
+    after = ConfigParser(config("hippocampus", "inference")).get_parsed_content("postprocessing")
+    steps = [s for s in after.transforms if type(s).__name__ == "KeepLargestConnectedComponentd"]
+    mask: dict[str, Any] = {"pred": torch.as_tensor(np.random.default_rng(4).integers(0, 3, (1, 20, 20, 20))).float()}
+    for step in steps:
+        mask = step(mask)
+    for part in (1, 2):
+        assert ndimage.label(np.asarray(mask["pred"])[0] == part, np.ones((3, 3, 3)))[1] == 1
 
 
 def test_the_interval_counts_patients_not_images() -> None:

@@ -69,5 +69,5 @@ def test_the_algorithm_is_named_with_threshold_and_weights(tmp_path: Path) -> No
     [volume] = load(save([film(BRIGHT)], tmp_path / "in"), 2)
     named = read(Network(bundle, "cpu", bundle.digest), [volume], bundle, to_datetime(0)).algorithm
     assert (named.name, named.version, named.label, named.manufacturer) == ("phantom", "1.0.0", "Phantom", "wetread")
-    assert named.parameters == ("threshold=0.50", f"weights_sha256={bundle.weights_sha256}")
+    assert named.parameters == ("threshold=0.5", f"weights_sha256={bundle.weights_sha256}")
     assert named.device_uid == bundle.device_uid

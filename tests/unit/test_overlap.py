@@ -45,7 +45,7 @@ def test_nested_segments_come_back_whole_in_one_seg(columns: int, tmp_path: Path
     assert np.array_equal(found.mask(outer), filled(columns) > 300)
     assert np.array_equal(found.mask(inner), filled(columns) > 800)
     assert outer.measurements[0].value == pytest.approx((filled(columns) > 300).sum() * 2 / 1000)
-    assert "threshold=0.50" in reading.algorithm.parameters
+    assert "threshold=0.5" in reading.algorithm.parameters
     context = readings.context(paths)
     documents = evidence.build(reading, [volume], context)
     gate.check(documents, reading, [volume], context)

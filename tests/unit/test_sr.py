@@ -68,6 +68,14 @@ def test_every_class_has_a_group_the_most_probable_first(tmp_path: Path) -> None
     assert parameters == {"threshold=0.5", "weights_sha256=" + "ab" * 32}
 
 
+def test_the_report_says_for_which_sensitivity_the_threshold_was_chosen(tmp_path: Path) -> None:
+    volume, context = film(tmp_path)
+    finding = replace(readings.finding(volume), threshold=0.572, sensitivity=0.95)
+    ds = report(Reading(readings.algorithm(), readings.STARTED, (finding,)), [volume], context)
+    parameters = {item.TextValue for item in named(groups_of(ds)[0], codes.ALGORITHM_PARAMETERS)}
+    assert {"threshold=0.572", "threshold chosen for a sensitivity of 95 % on validation patients"} < parameters
+
+
 def test_what_is_not_calibrated_is_not_called_a_probability(tmp_path: Path) -> None:
     volume, context = film(tmp_path)
     score = replace(readings.finding(volume), calibrated=False)

@@ -18,7 +18,7 @@ from node import bundles, cli, trust
 from node.bundles import Bundle
 from node.errors import BundleError, ConfigError, Permanent
 from tests.unit.phantom import classifier
-from workers.train import datalist
+from workers.train import card, datalist
 from workers.train.request import Request
 from workers.train.run import train
 
@@ -29,9 +29,17 @@ _LIST = {"_target_": "load_decathlon_datalist", "data_list_file_path": "@datalis
 _METRIC = {"_target_": "ROCAUC", "output_transform": "$monai.handlers.from_engine(['pred', 'label'])"}
 
 
-def _loader(part: str, shuffle: bool) -> dict[str, Any]:
-    data = {"_target_": "Dataset", "data": {**_LIST, "data_list_key": part}, "transform": "@transforms"}
-    return {"_target_": "DataLoader", "dataset": data, "batch_size": 4, "shuffle": shuffle}
+def _loading(part: str, key: str, shuffle: bool) -> dict[str, Any]:
+    return {
+        "dataset": {"_target_": "Dataset", "data": {**_LIST, "data_list_key": part}, "transform": "@transforms"},
+        "dataloader": {
+            "_target_": "DataLoader",
+            "dataset": f"@{key}#dataset",
+            "batch_size": 4,
+            "shuffle": shuffle,
+            "drop_last": shuffle,
+        },
+    }
 
 
 TRAIN: dict[str, Any] = {
@@ -42,7 +50,9 @@ TRAIN: dict[str, Any] = {
     "output_dir": "x",
     "seed": 7,
     "max_epochs": 4,
-    "network": _NETWORK,
+    "device": "$torch.device('cpu')",
+    "network_def": _NETWORK,
+    "network": "$@network_def.to(@device)",
     "optimizer": {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "lr": 0.1},
     "transforms": {
         "_target_": "Compose",
@@ -55,11 +65,12 @@ TRAIN: dict[str, Any] = {
         ],
     },
     "train": {
+        **_loading("training", "train", True),
         "trainer": {
             "_target_": "SupervisedTrainer",
             "max_epochs": "@max_epochs",
-            "device": "$torch.device('cpu')",
-            "train_data_loader": _loader("training", True),
+            "device": "@device",
+            "train_data_loader": "@train#dataloader",
             "network": "@network",
             "loss_function": "$lambda pred, label: torch.nn.BCEWithLogitsLoss()(pred, label.float().view(-1, 1))",
             "optimizer": "@optimizer",
@@ -71,17 +82,23 @@ TRAIN: dict[str, Any] = {
                     "interval": 1,
                 }
             ],
-        }
+        },
     },
     "validate": {
+        **_loading("validation", "validate", False),
+        "early_stop": {
+            "_target_": "EarlyStopHandler",
+            "patience": 3,
+            "score_function": "$monai.handlers.stopping_fn_from_metric('val_auc')",
+        },
         "handlers": [
             {"_target_": "CheckpointSaver", "save_dir": "@output_dir", "save_dict": {"model": "@network"}}
             | {"save_key_metric": True, "key_metric_filename": "model.pt"}
         ],
         "evaluator": {
             "_target_": "SupervisedEvaluator",
-            "device": "$torch.device('cpu')",
-            "val_data_loader": _loader("validation", False),
+            "device": "@device",
+            "val_data_loader": "@validate#dataloader",
             "network": "@network",
             "key_val_metric": {"val_auc": _METRIC},
             "val_handlers": "@validate#handlers",
@@ -120,7 +137,7 @@ def run(bundle: Bundle, data: Path, out: Path, **how: Any) -> list[dict[str, Any
     heard: list[dict[str, Any]] = []
     request = Request(str(bundle.folder), bundle.digest, str(data), str(out), 1_700_000_000.0, **how)
     train(request, bundle, datalist.load(data, bundle), heard.append)
-    return heard
+    return [message for message in heard if message["image"].startswith("epoch")]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -241,7 +258,76 @@ def test_the_command_leaves_a_measured_bundle_with_a_card(
     assert bundles.load(bundle.folder).digest == bundle.digest
     tested = list(csv.DictReader((out / "test.csv").open()))
     assert json.loads((out / "docs" / "metrics.json").read_text())["images"] == len(tested) > 0
-    card = (out / "docs" / "README.md").read_text()
-    assert "its figures are not of these weights" in card
-    assert "## bright" in card
+    said = (out / "docs" / "README.md").read_text()
+    assert "its figures are not of these weights" in said
+    assert "## bright" in said
     assert (out / "docs" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def stopping(bundle: Bundle) -> Bundle:
+    """The same bundle with a training that ends when three validations bring nothing better."""
+    handlers = ["@validate#early_stop", *TRAIN["validate"]["handlers"]]
+    ready = ["$monai.utils.set_determinism(@seed)", "$@validate#early_stop.set_trainer(@train#trainer)"]
+    config = TRAIN | {"validate": TRAIN["validate"] | {"handlers": handlers}, "initialize": ready}
+    (bundle.folder / "configs" / "train.json").write_text(json.dumps(config))
+    return bundles.load(bundle.folder)
+
+
+def test_a_training_stops_where_nothing_gets_better_and_stays_stopped(
+    bundle: Bundle, data: Path, tmp_path: Path
+) -> None:
+    bundle = stopping(bundle)
+    run(bundle, data, tmp_path / "out", epochs=30)
+    points = json.loads((tmp_path / "out" / "docs" / "curves.json").read_text())
+    best = max(point["val_auc"] for point in points)
+    first = next(point["epoch"] for point in points if point["val_auc"] == best)
+    assert len(points) == first + 3 < 30
+    assert run(bundle, data, tmp_path / "out", epochs=30) == []
+
+
+def test_temperature_and_threshold_are_chosen_again(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    steps = [
+        {"_target_": "Lambdad", "keys": "pred", "func": "$lambda logit: logit / @temperature"},
+        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+    ]
+    inference = json.loads((bundle.folder / "configs" / "inference.json").read_text())
+    inference |= {"temperature": 9.5, "postprocessing": {"_target_": "Compose", "transforms": steps}}
+    (bundle.folder / "configs" / "inference.json").write_text(json.dumps(inference))
+    out = tmp_path / "out"
+    run(bundles.load(bundle.folder), data, out)
+    chosen = json.loads((out / "docs" / "calibration.json").read_text())
+    assert json.loads((out / "configs" / "inference.json").read_text())["temperature"] == chosen["temperature"] != 9.5
+    finding = bundles.load(out).dicom.finding[0]
+    assert (finding.threshold, finding.sensitivity) == (chosen["threshold"], 0.95)
+    assert chosen["sensitivity"] >= 0.95
+    assert f"threshold {chosen['threshold']:g} were chosen again" in (out / "docs" / "README.md").read_text()
+    assert json.loads((bundle.folder / "configs" / "inference.json").read_text())["temperature"] == 9.5
+
+
+def test_two_processes_train_one_network(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    shared = bundles.SHIPPED / "lung_fields" / "configs" / "multi_gpu_train.json"
+    bundle = stopping(bundle)
+    (bundle.folder / "configs" / "multi_gpu_train.json").write_text(shared.read_text())
+    bundle, out = bundles.load(bundle.folder), tmp_path / "out"
+    heard = run(bundle, data, out, epochs=2, processes=2)
+    iterations = len(datalist.load(data, bundle)["training"]) // 2 // 4
+    assert heard[0]["total"] == 2 * iterations
+    assert [p["epoch"] for p in json.loads((out / "docs" / "curves.json").read_text())] == [1, 2]
+    assert not any(name.startswith("module.") for name in weights(out / "models"))
+
+
+def test_several_processes_need_their_configuration(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"has no configs/multi_gpu_train\.json; nothing was trained"):
+        run(bundle, data, tmp_path / "out", processes=2)
+
+
+def test_what_a_training_cost() -> None:
+    assert card.cost(3600, 0, 2) == (
+        "It took 60 minutes on 2 CPU threads: about 0.02 kWh and 8 g of CO₂, reckoned with 10 W each and 400 g/kWh."
+    )
+    assert "120 minutes on 4 GPUs: about 2.4 kWh" in card.cost(7200, 4, 8)
+
+
+def test_an_override_that_is_none(capsys: pytest.CaptureFixture[str], bundle: Bundle, tmp_path: Path) -> None:
+    assert cli.run(["train", "bright", "--data", str(tmp_path), "--out", str(tmp_path), "--set", "speed"]) == 2
+    assert '"speed" is not ID=VALUE' in capsys.readouterr().err

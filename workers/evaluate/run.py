@@ -63,6 +63,7 @@ def _figures(
     request: Request, bundle: Bundle, scores: Sequence[Score], not_read: list[dict[str, Any]]
 ) -> dict[str, Any]:
     return {
+        "command": f"wetread evaluate {bundle.name} --data {Path(request.manifest).name} --out DIR",
         "bundle": bundle.name,
         "version": bundle.version,
         "kind": bundle.dicom.kind,

@@ -34,6 +34,7 @@ def findings(pred: NDArray[Any], volume: Volume, bundle: Bundle) -> tuple[Findin
             threshold=entry.threshold,
             calibrated=entry.calibrated,
             source=source,
+            sensitivity=entry.sensitivity,
         )
         for entry in bundle.dicom.finding
     )

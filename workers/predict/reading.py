@@ -32,7 +32,7 @@ def algorithm(bundle: Bundle) -> Algorithm:
     used: list[float | None] = [entry.threshold for entry in dicom.finding]
     used += [entry.threshold for entry in dicom.segment]
     used += [entry.threshold for entry in dicom.detection]
-    thresholds = sorted({f"threshold={threshold:.2f}" for threshold in used if threshold is not None})
+    thresholds = sorted({f"threshold={threshold:.4g}" for threshold in used if threshold is not None})
     return Algorithm(
         name=bundle.name,
         version=bundle.version,

@@ -65,12 +65,16 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
     value = percent(finding.probability)
     image = _image(sr.SourceImageForMeasurement, run, finding.source)
     parameters = [p for p in run.reading.algorithm.parameters if not p.startswith("threshold=")]
+    parameters.append(f"threshold={finding.threshold:.4g}")
+    if finding.sensitivity is not None:
+        chosen = f"{percent(finding.sensitivity):g} % on validation patients"
+        parameters.append(f"threshold chosen for a sensitivity of {chosen}")
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=_tracking(run, finding.label, volume),
         finding_category=coded(codes.CLINICAL_FINDING),
         finding_type=coded(finding.type),
         finding_sites=[sr.FindingSite(coded(finding.site))] if finding.site else None,
-        algorithm_id=_algorithm(run, [*parameters, f"threshold={finding.threshold:.4g}"]),
+        algorithm_id=_algorithm(run, parameters),
         measurements=[
             _num(name, value, codes.PERCENT, ("POINT", point), run, finding.source),
             *([_num(codes.PROBABILITY, value, codes.PERCENT, images=[image])] if finding.calibrated else []),

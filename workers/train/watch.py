@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.handlers.checkpoint_saver import CheckpointSaver
+from monai.handlers.earlystop_handler import EarlyStopHandler
 from monai.utils.misc import set_determinism
 
 from node.errors import BundleError
@@ -28,6 +30,7 @@ class Watch:
         self.curves: list[dict[str, Any]] = []
         self._losses: list[float] = []
         self._validated: dict[str, float] = {}
+        self._began = time.monotonic()
 
     def attach(self) -> None:
         """Add the handlers, after the bundle's own; raises `BundleError` for a checkpoint that does not fit."""
@@ -50,12 +53,17 @@ class Watch:
     def _keep(self, trainer: Any) -> None:
         """Write curves and checkpoint, each whole or not at all."""
         loss = sum(self._losses) / len(self._losses) if self._losses else math.nan
-        self.curves.append({"epoch": trainer.state.epoch, "loss": round(loss, 5), **self._validated})
-        self._losses, self._validated = [], {}
+        seconds = round(time.monotonic() - self._began, 1)
+        point = {"epoch": trainer.state.epoch, "loss": round(loss, 5), **self._validated, "seconds": seconds}
+        self.curves.append(point)
+        self._losses, self._validated, self._began = [], {}, time.monotonic()
+        if torch.distributed.is_initialized() and torch.distributed.get_rank():
+            return  # one of several processes writes for all
         _replace(self._curves, lambda path: path.write_text(json.dumps(self.curves, indent=1) + "\n"))
         state = {name: part.state_dict() for name, part in self._stateful().items()}
         state |= {"epoch": trainer.state.epoch, "epoch_length": trainer.state.epoch_length}
         state |= {"max_epochs": trainer.state.max_epochs, "curves": self.curves}
+        state["early_stop"] = stop.state_dict() if (stop := self._early_stop()) else None
         state["saved"] = [[float(s.priority), s.filename] for s in self._saver()._saved]
         _replace(self._checkpoint, lambda path: torch.save(state, path))
 
@@ -80,12 +88,23 @@ class Watch:
         trainer.state.epoch = state["epoch"]
         trainer.state.iteration = state["epoch"] * state["epoch_length"]
         set_determinism(self._seed + state["epoch"])
+        stop = self._early_stop()
+        if stop and state["early_stop"]:
+            stop.load_state_dict(state["early_stop"])
+            if stop.counter >= stop.patience:
+                trainer.terminate()
 
     def _stateful(self) -> dict[str, Any]:
         found = {name: self._parts[name] for name in ("network", "optimizer", "lr_scheduler") if self._parts.get(name)}
+        found["network"] = getattr(found["network"], "module", found["network"])
         if ema := self._parts.get("ema"):
             found["ema"] = ema.ema_model
         return found
+
+    def _early_stop(self) -> Any:
+        """What ends the training when nothing gets better; None where the bundle has none."""
+        found = next((h for h in self._parts["handlers"] if isinstance(h, EarlyStopHandler)), None)
+        return getattr(found, "_handler", None)
 
     def _saver(self) -> Any:
         """The bundle's own keeper of the best weights; it must not forget what was best when a training goes on."""
