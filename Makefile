@@ -36,6 +36,10 @@ test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, 
 chaos: setup ## Kill everything again and again while studies come in (MINUTES=5, SEED=n); says what was lost: nothing
 	$(VENV)/bin/python -m tests.bench.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
+.PHONY: fuzz
+fuzz: setup ## Feed mutations to precheck, PDU stream, multipart parser and configuration (MINUTES=5); says how many it tried
+	$(VENV)/bin/python -m tests.fuzz --minutes $(MINUTES)
+
 lint: setup ## Check style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -50,6 +50,8 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
         message, line = str(error), re.search(r"at line (\d+)", str(error))
         end = len(text.splitlines()) if "at end of document" in message else None
         raise ConfigError(path, int(line[1]) if line else end, f"not valid TOML: {message}") from None
+    except RecursionError:
+        raise ConfigError(path, 1, "not valid TOML: brackets are nested too deep") from None
 
 
 def read_model(path: Path, model: type[Model]) -> tuple[Model, dict[Key, int]]:

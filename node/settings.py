@@ -20,6 +20,7 @@ from node.configvalues import (
     AETitle,
     Bind,
     BrokerUrl,
+    Check,
     DatabaseUrl,
     Device,
     Duration,
@@ -68,6 +69,12 @@ class Destination(_Section):
     commitment: Flag = False
     retry: Duration = 72 * 3600.0
     """How long a delivery is tried again before it is DEAD."""
+
+
+class IngestSettings(_Section):
+    """`[ingest]`: how an instance is judged before it is kept."""
+
+    check: Check = "standard"
 
 
 class Completeness(_Section):
@@ -144,6 +151,7 @@ class Settings(_Section):
     node: NodeSettings = NodeSettings()
     peer: tuple[Peer, ...] = ()
     destination: dict[str, Destination] = {}
+    ingest: IngestSettings = IngestSettings()
     completeness: Completeness = Completeness()
     spool: SpoolSettings = SpoolSettings()
     database: DatabaseSettings = DatabaseSettings()
@@ -194,6 +202,9 @@ def load_settings(path: Path) -> Settings:
     settings, lines = read_model(path, Settings)
     _refuse_duplicates(path, "peer", [peer.name for peer in settings.peer], lines)
     _refuse_endless(path, settings, lines)
+    if settings.node.port == settings.web.port != 0 and _overlap(settings.node.bind, settings.web.bind):
+        message = f"{settings.node.port} is also the port of [web]; each needs one of its own"
+        raise ConfigError(path, line_of(("node", "port"), lines), f"[node] port: {message}")
     if not is_loopback(settings.node.bind) and not settings.peer:
         message = f"{settings.node.bind} is reachable from outside, so at least one [[peer]] must be named"
         raise ConfigError(path, line_of(("node", "bind"), lines), f"[node] bind: {message}")
@@ -249,6 +260,11 @@ def _refuse_endless(path: Path, settings: Settings, lines: dict[Key, int]) -> No
     for key, wrong, message in faults:
         if wrong:
             raise ConfigError(path, line_of(("completeness", key), lines), f"[completeness] {key}: {message}")
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Say whether a socket on `one` keeps another from `other`, on the same port."""
+    return one == other or not {one, other}.isdisjoint(("0.0.0.0", "::"))  # noqa: S104 - compared, not bound
 
 
 def _refuse_conditions(path: Path, index: int, route: Route, lines: dict[Key, int]) -> None:

@@ -14,6 +14,7 @@ IMPLEMENTATION_CLASS_UID = f"2.25.{uuid.uuid5(NAMESPACE, 'implementation class')
 IMPLEMENTATION_VERSION_NAME = "WETREAD_0_1"
 
 _UID = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+_READABLE = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
 def derive_uid(*key: str) -> str:
@@ -29,6 +30,11 @@ def derive_id(*key: str) -> str:
 def is_valid_uid(value: str) -> bool:
     """Say whether `value` is a UID by PS3.5 §9.1: digits and dots, no leading zeros, at most 64 characters."""
     return 0 < len(value) <= 64 and _UID.fullmatch(value) is not None
+
+
+def is_readable_uid(value: str) -> bool:
+    """Say whether `value` is a UID but for leading zeros in its components, which some equipment writes."""
+    return 0 < len(value) <= 64 and _READABLE.fullmatch(value) is not None
 
 
 INSTANCE_CREATOR_UID = derive_uid("node")

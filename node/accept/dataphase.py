@@ -31,7 +31,8 @@ from node.accept.guard import (
 )
 from node.accept.incoming import Incoming
 from node.accept.negotiate import Agreement, Proposal
-from node.accept.scp import Services, Session
+from node.accept.precheck import StoreStatus
+from node.accept.scp import Reply, Services, Session
 from node.accept.wire import Wire
 from node.log import describe
 
@@ -146,7 +147,7 @@ class Association:
             self._command_set += fragment
         else:
             if self._incoming.size + count > self._limits.dataset:
-                raise ProtocolViolation("the message is larger than the node takes")
+                raise self._too_large()
             self._wire.read(self._control, self._incoming.room_for(count))
             self._incoming.take(count)
         context_id, control = self._control
@@ -179,10 +180,18 @@ class Association:
         assert self._agreement is not None  # noqa: S101 - as in _check
         assert self._session is not None  # noqa: S101
         context = self._agreement.contexts[self._context_id]
-        answer = self._services.answer(self._session, context, request, self._incoming)
+        self._reply(request, self._services.answer(self._session, context, request, self._incoming))
+
+    def _reply(self, request: Command, answer: Reply | None) -> None:
         if answer is not None:
             response = command.response(request, answer.status, answer.comment)
             self._wire.send(command.pdus(response, self._context_id, self._most))
+
+    def _too_large(self) -> ProtocolViolation:
+        """Refuse the instance that is coming, and return what ends its association: its rest would come for nothing."""
+        if self._command is not None and self._command.field == command.C_STORE_RQ:
+            self._reply(self._command, Reply(StoreStatus.OUT_OF_RESOURCES, "larger than the node takes"))
+        return ProtocolViolation("the message is larger than the node takes")
 
     def _end(self, last_word: bytes, error: Exception) -> None:
         if self._is_aborted:

@@ -109,7 +109,7 @@ def serve(
     _quiet_pynetdicom()
     register = partial(studies.register, db, late=settings.completeness.late_instances)
     registrar, ingest_log = Registrar(register, released=partial(completion.released, db)), IngestLog(spool)
-    door = Door(spool, registrar, ingest_log)
+    door = Door(spool, registrar, ingest_log, check=settings.ingest.check)
     audit = Audit(state_folder(settings) / "audit.log")
     committed = partial(deliveries.committed, db)
     services = Services(

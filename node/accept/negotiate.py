@@ -27,6 +27,7 @@ from node.accept.guard import HEADER, ProtocolViolation
 
 _A_ASSOCIATE_RJ = 0x03
 _PROTOCOL_VERSION = 0x0001
+_LONGEST_UID = 64
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def decode(pdu: bytes) -> Proposal:
         request = A_ASSOCIATE_RQ()
         request.decode(pdu)
         primitive = request.to_primitive()
+        _check(primitive.presentation_context_definition_list)
         return Proposal(
             calling_ae=str(primitive.calling_ae_title or "").strip(),
             called_ae=str(primitive.called_ae_title or "").strip(),
@@ -99,6 +101,17 @@ def accept(proposal: Proposal, supported: Sequence[PresentationContext], max_pdu
         )
     except Exception as error:  # a border, as above
         raise ProtocolViolation("the association request cannot be answered") from error
+
+
+def _check(contexts: Sequence[PresentationContext]) -> None:
+    """Raise `ValueError` unless there are contexts, odd and unique IDs, and UIDs to agree on (PS3.8 §9.3.2.2)."""
+    numbers = [context.context_id or 0 for context in contexts]
+    if not contexts or len(set(numbers)) < len(numbers) or any(number % 2 == 0 for number in numbers):
+        raise ValueError("Presentation Contexts without odd and unique IDs")
+    for context in contexts:
+        syntaxes = [context.abstract_syntax, *context.transfer_syntax]
+        if len(syntaxes) < 2 or not all(0 < len(syntax or "") <= _LONGEST_UID for syntax in syntaxes):
+            raise ValueError("a Presentation Context without an Abstract or a Transfer Syntax")
 
 
 def reject(rejection: Rejection) -> bytes:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from node import uids
+from node.accept import image
 from node.accept.contexts import UNCOMPRESSED
-from node.accept.structure import PIXEL_DATA, UNDEFINED, Broken, Element, Structure, walk
+from node.accept.structure import Broken, Structure, walk
+from node.configvalues import Check
 from node.errors import Permanent
 from node.store.spool import Encoded
 
@@ -60,33 +62,31 @@ _IDENTIFIERS: Mapping[int, str] = {
     _STUDY_INSTANCE_UID: "Study Instance UID",
     _SERIES_INSTANCE_UID: "Series Instance UID",
 }
-_SAMPLES, _PHOTOMETRIC, _FRAMES = 0x00280002, 0x00280004, 0x00280008
-_ROWS, _COLUMNS, _BITS_ALLOCATED = 0x00280010, 0x00280011, 0x00280100
-_WANTED = frozenset(
-    {*_IDENTIFIERS, _INSTANCE_CREATOR_UID, PIXEL_DATA}
-    | {_SAMPLES, _PHOTOMETRIC, _FRAMES, _ROWS, _COLUMNS, _BITS_ALLOCATED}
-)
-_SUBSAMPLED = {"YBR_FULL_422": (2, 3), "YBR_PARTIAL_422": (2, 3), "YBR_PARTIAL_420": (1, 2)}
-"""Share of the samples that native Pixel Data holds (PS3.3 §C.7.6.3.1.2)."""
+_WANTED = frozenset({*_IDENTIFIERS, _INSTANCE_CREATOR_UID}) | image.WANTED
 
 
-def inspect(dataset: Encoded, transfer_syntax: str, sop_class: str, sop_instance: str) -> Header:
+def inspect(
+    dataset: Encoded, transfer_syntax: str, sop_class: str, sop_instance: str, check: Check = "standard"
+) -> Header:
     """Check the encoded `dataset` against the announced SOP Class and Instance UIDs and return its identifiers.
 
     Raises `Refused`: C000H when the structure or a UID is broken; A900H when an identifier is missing, is not the
-    announced one, or native Pixel Data is shorter or longer than Rows × Columns × Samples × Frames × Bits say.
+    announced one, or native Pixel Data is shorter or longer than Rows × Columns × Samples × Frames × Bits say. With
+    `lenient`, UIDs may have leading zeros and Pixel Data padding; with `strict`, no image attribute may be unusable.
     """
     found = _walk(dataset, transfer_syntax)
-    identifiers = {tag: _identifier(dataset, found, tag) for tag in _IDENTIFIERS}
+    identifiers = {tag: _identifier(dataset, found, tag, check) for tag in _IDENTIFIERS}
     _agree("SOP Class UID", identifiers[_SOP_CLASS_UID], sop_class)
     _agree("SOP Instance UID", identifiers[_SOP_INSTANCE_UID], sop_instance)
-    _check_pixels(dataset, found)
+    if reason := image.complaint(dataset, found, check, MAX_OBJECT):
+        raise Refused(StoreStatus.MISMATCH, reason)
     return Header(
         sop_class_uid=identifiers[_SOP_CLASS_UID],
         sop_instance_uid=identifiers[_SOP_INSTANCE_UID],
         study_instance_uid=identifiers[_STUDY_INSTANCE_UID],
         series_instance_uid=identifiers[_SERIES_INSTANCE_UID],
-        is_own_result=_text(dataset, found.elements.get(_INSTANCE_CREATOR_UID)) == uids.INSTANCE_CREATOR_UID,
+        is_own_result=image.ascii_value(dataset, found.elements.get(_INSTANCE_CREATOR_UID))
+        == uids.INSTANCE_CREATOR_UID,
         odd_lengths=found.odd_lengths,
     )
 
@@ -109,12 +109,12 @@ def _walk(dataset: Encoded, transfer_syntax: str) -> Structure:
         raise Refused(StoreStatus.CANNOT_UNDERSTAND, str(error)) from None
 
 
-def _identifier(dataset: Encoded, found: Structure, tag: int) -> str:
+def _identifier(dataset: Encoded, found: Structure, tag: int, check: Check) -> str:
     name = _IDENTIFIERS[tag]
-    value = _text(dataset, found.elements.get(tag))
+    value = image.ascii_value(dataset, found.elements.get(tag))
     if not value:
         raise Refused(StoreStatus.MISMATCH, f"{name} is missing")
-    if not uids.is_valid_uid(value):
+    if not (uids.is_readable_uid(value) if check == "lenient" else uids.is_valid_uid(value)):
         raise Refused(StoreStatus.CANNOT_UNDERSTAND, f"invalid UID: {name}")
     return value
 
@@ -122,52 +122,3 @@ def _identifier(dataset: Encoded, found: Structure, tag: int) -> str:
 def _agree(name: str, value: str, commanded: str) -> None:
     if value != commanded.rstrip("\0 "):
         raise Refused(StoreStatus.MISMATCH, f"{name} differs from what was announced")
-
-
-def _text(dataset: Encoded, element: Element | None) -> str:
-    """Return the value of a short ASCII element without its padding; what is not ASCII becomes `?`."""
-    if element is None or element.length > 256:
-        return "" if element is None else "?"
-    value = bytes(dataset[element.offset : element.offset + element.length])
-    return value.decode("ascii", "replace").replace("�", "?").rstrip("\0 ")
-
-
-def _check_pixels(dataset: Encoded, found: Structure) -> None:
-    """Compare the length of native Pixel Data with what the attributes promise (PS3.5 §8.1.1, §8.2)."""
-    pixels = found.elements.get(PIXEL_DATA)
-    if pixels is None or pixels.length == UNDEFINED:
-        return
-    expected = _expected_bytes(dataset, found)
-    if expected is None or pixels.length in (expected, expected + expected % 2):
-        return
-    what = "shorter" if pixels.length < expected else "longer"
-    raise Refused(StoreStatus.MISMATCH, f"Pixel Data is {what} than Rows × Columns × … says")
-
-
-def _expected_bytes(dataset: Encoded, found: Structure) -> int | None:
-    """Return the bytes of native Pixel Data, or None when an attribute is absent, odd or beyond belief."""
-    shape = [_us(dataset, found.elements.get(tag)) for tag in (_ROWS, _COLUMNS, _SAMPLES, _BITS_ALLOCATED)]
-    frames = _frames(dataset, found.elements.get(_FRAMES))
-    rows, columns, samples, bits = shape
-    if not (rows and columns and samples and bits and frames):
-        return None
-    share, whole = _SUBSAMPLED.get(_text(dataset, found.elements.get(_PHOTOMETRIC)), (1, 1))
-    if (share, whole) != (1, 1) and (samples != 3 or columns % 2):
-        return None
-    size = (rows * columns * samples * frames * bits * share // whole + 7) // 8
-    return size if size <= MAX_OBJECT else None
-
-
-def _us(dataset: Encoded, element: Element | None) -> int:
-    """Return one unsigned short, 0 when it is absent or anything else."""
-    if element is None or element.length != 2 or element.vr not in ("", "US"):
-        return 0
-    return int.from_bytes(dataset[element.offset : element.offset + 2], "little")
-
-
-def _frames(dataset: Encoded, element: Element | None) -> int:
-    """Return Number of Frames: 1 when absent, 0 when it is no positive number."""
-    text = _text(dataset, element).strip()
-    if element is None:
-        return 1
-    return int(text) if text.isdecimal() and len(text) <= 12 else 0

@@ -18,6 +18,7 @@ from typing import IO
 
 from node import clock, uids
 from node.accept.precheck import MAX_OBJECT, Header, Refused, StoreStatus, inspect
+from node.configvalues import Check
 from node.crashpoints import reach
 from node.errors import NoRoom, Transient
 from node.log import describe
@@ -69,9 +70,15 @@ class Door:
     """Takes instances in, whatever protocol brought them."""
 
     def __init__(
-        self, spool: Spool, registrar: Registrar, ingest_log: IngestLog | None = None, now: clock.Clock = clock.now
+        self,
+        spool: Spool,
+        registrar: Registrar,
+        ingest_log: IngestLog | None = None,
+        now: clock.Clock = clock.now,
+        check: Check = "standard",
     ) -> None:
         self._spool, self._registrar, self._log, self._now = spool, registrar, ingest_log, now
+        self._check = check
         self._idle = threading.Condition()
         self._inside = 0
         self._closed = False
@@ -114,7 +121,8 @@ class Door:
     def _receive(self, dataset: Encoded, arrival: Arrival) -> Answer:
         if len(dataset) > MAX_OBJECT or self._registrar.waiting >= MAX_WAITING:
             raise Refused(StoreStatus.OUT_OF_RESOURCES, "too large, or too many instances wait for the index")
-        header = inspect(dataset, arrival.transfer_syntax_uid, arrival.sop_class_uid, arrival.sop_instance_uid)
+        announced = (arrival.transfer_syntax_uid, arrival.sop_class_uid, arrival.sop_instance_uid)
+        header = inspect(dataset, *announced, self._check)
         if arrival.study_instance_uid not in ("", header.study_instance_uid):
             raise Refused(StoreStatus.MISMATCH, "belongs to another study than the request")
         self._spool.check_room(len(dataset))

@@ -28,13 +28,13 @@ from node.states import DeliveryState, JobState, StudyState
 from node.store import studies
 from node.store.db import Database
 from node.store.spool import Spool
-from node.uids import is_valid_uid
+from node.uids import is_readable_uid
 from node.web import metrics, models, queries
 from node.web.auth import Guard, read_token
 from node.web.health import Health
 
 _HERE = Path(__file__).parent
-_PAGE = 50
+_PAGE, _MOST_PAGES = 50, 10_000
 _TONES = {
     "good": {"DONE", "COMMITTED", "SENT"},
     "busy": {"RECEIVING", "COMPLETE", "ROUTED", "QUEUED", "RUNNING", "REPORTED", "PENDING", "SENDING", "COMMITTING"},
@@ -98,9 +98,9 @@ class Pages:
     def overview(self, request: Request) -> Response:
         """`/`: the studies, the latest first."""
         state = request.query_params.get("state", "").upper()
-        if state and state not in list(StudyState):
-            raise HTTPException(404)
-        page = min(max(_number(request.query_params.get("page", "1")), 1), 10_000)
+        page = _number(request.query_params.get("page", "1"))
+        if (state and state not in list(StudyState)) or not 1 <= page <= _MOST_PAGES:
+            raise HTTPException(400)
         found = queries.overview(self._db, state, _PAGE + 1, (page - 1) * _PAGE)
         counts = queries.counts(self._db)
         return self._page(
@@ -184,7 +184,7 @@ class Pages:
 
     def _uid(self, request: Request) -> str:
         uid = str(request.path_params["uid"])
-        if not is_valid_uid(uid):
+        if not is_readable_uid(uid):
             raise HTTPException(404)
         return uid
 
@@ -226,4 +226,4 @@ def _when(seconds: float | None) -> str:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 1
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import secrets
+import time
+from collections import OrderedDict
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -14,6 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from node.errors import Permanent
 
 _OPEN = ("/healthz",)
+MOST_GUESSES, GUESSES_WITHIN_S = 20, 60.0
+"""Wrong tokens that one address may try, and in how many seconds; more are not looked at."""
+_MOST_ADDRESSES = 1000
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -43,7 +48,7 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, token: str | None) -> None:
-        self._app, self._token = app, token
+        self._app, self._token, self._guesses = app, token, Guesses()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -58,18 +63,48 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
-        if self._may(scope):
+        address = str((scope.get("client") or ("",))[0])
+        if self._is_open(scope):
+            await self._app(scope, receive, send_with_headers)
+        elif self._guesses.too_many(address):
+            later = {"Retry-After": str(int(GUESSES_WITHIN_S))}
+            answer = PlainTextResponse("Too many wrong tokens came from this address.\n", 429, later)
+            await answer(scope, receive, send_with_headers)
+        elif self._is_right(given := _credential(Headers(scope=scope).get("authorization", ""))):
             await self._app(scope, receive, send_with_headers)
         else:
+            self._guesses.note(address if given else "")
             ask = {"WWW-Authenticate": 'Basic realm="wetread", charset="UTF-8"'}
             answer = PlainTextResponse("The token of this node is needed.\n", 401, ask)
             await answer(scope, receive, send_with_headers)
 
-    def _may(self, scope: Scope) -> bool:
-        if self._token is None or scope["path"] in _OPEN:
-            return True
-        given = _credential(Headers(scope=scope).get("authorization", ""))
-        return secrets.compare_digest(given.encode(), self._token.encode())
+    def _is_open(self, scope: Scope) -> bool:
+        return self._token is None or scope["path"] in _OPEN
+
+    def _is_right(self, given: str) -> bool:
+        return secrets.compare_digest(given.encode(), (self._token or "").encode())
+
+
+class Guesses:
+    """How many wrong tokens came from each address lately; bounded, the oldest address is forgotten first."""
+
+    def __init__(self) -> None:
+        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def too_many(self, address: str) -> bool:
+        """Say whether `address` has guessed too often in the time that counts."""
+        since, count = self._counts.get(address, (0.0, 0))
+        return count >= MOST_GUESSES and time.monotonic() - since < GUESSES_WITHIN_S
+
+    def note(self, address: str) -> None:
+        """Count one wrong token of `address`; the empty string is nobody."""
+        if not address:
+            return
+        since, count = self._counts.pop(address, (0.0, 0))
+        is_over = time.monotonic() - since >= GUESSES_WITHIN_S
+        self._counts[address] = (time.monotonic(), 1) if is_over else (since, count + 1)
+        if len(self._counts) > _MOST_ADDRESSES:
+            self._counts.popitem(last=False)
 
 
 def _credential(header: str) -> str:

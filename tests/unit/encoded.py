@@ -36,10 +36,8 @@ def sequence(content: bytes, *, implicit: bool = False, tag: int = 0x00081140, v
 
 def nested(depth: int, *, implicit: bool = False) -> bytes:
     """`depth` sequences in one another, of undefined length."""
-    content = b""
-    for _ in range(depth):
-        content = sequence(item(content, UNDEFINED), implicit=implicit)
-    return content
+    head, _, tail = sequence(item(b"|", UNDEFINED), implicit=implicit).partition(b"|")
+    return head * depth + tail * depth
 
 
 def us(tag: int, value: int, *, implicit: bool = False) -> bytes:
