@@ -15,6 +15,8 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 
 from node import uids
+from node.settings import Destination, Settings, TlsSettings
+from node.tls import client_context
 
 Kind = Literal["status", "rejected", "no_context", "aborted", "timeout", "unreachable"]
 
@@ -27,6 +29,14 @@ class Peer:
     port: int
     ae_title: str
     calling_ae: str
+    tls: TlsSettings | None = None
+    """Call over TLS with these files; None: as it is."""
+
+    @classmethod
+    def of(cls, destination: Destination, settings: Settings) -> Peer:
+        """Return how `destination` is called by the node of `settings`."""
+        tls = settings.tls if destination.tls else None
+        return cls(destination.host, destination.port, destination.ae_title, settings.node.ae_title, tls)
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,8 @@ def associate(entity: AE, peer: Peer, write_timeout: float, **options: Any) -> A
         (evt.EVT_PDU_SENT, _on_pdu_sent),
         *options.pop("evt_handlers", []),
     ]
+    if peer.tls is not None:
+        options["tls_args"] = (client_context(peer.tls), peer.host)
     started = time.monotonic()
     try:
         assoc = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers, **options)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from node import bundles
+from node import bundles, settings_rules
 from node.bundles import Condition
 from node.configfile import Key, line_of, read_model, title
 from node.configvalues import (
@@ -21,6 +21,7 @@ from node.configvalues import (
     Bind,
     BrokerUrl,
     Check,
+    Count,
     DatabaseUrl,
     Device,
     Duration,
@@ -32,7 +33,6 @@ from node.configvalues import (
     Size,
     Text,
     Weight,
-    is_loopback,
 )
 from node.errors import ConfigError, Permanent
 
@@ -49,6 +49,17 @@ class NodeSettings(_Section):
     port: Port = 11112
     state: Folder | None = None
     """What belongs to this host alone: locks, audit trail, embedded broker, scratch; None: the spool's parent."""
+    max_associations: Count = 100
+    """Open at once, all peers together."""
+    max_associations_per_address: Count = 64
+
+
+class TlsSettings(_Section):
+    """`[tls]`: the listener's certificate; with `ca`, peers need one too."""
+
+    certificate: Folder | None = None
+    key: Folder | None = None
+    ca: Folder | None = None
 
 
 class Peer(_Section):
@@ -57,6 +68,12 @@ class Peer(_Section):
     name: Text
     ae_title: AETitle
     address: Network
+    max_associations: Count = 32
+    reserved: Annotated[int, Field(ge=0, le=64, strict=True)] = 2
+    """Places among `[node] max_associations` that nobody else can take."""
+    user: Text | None = None
+    """The user name that it must say (PS3.7 §D.3.3.7)."""
+    passcode_file: Folder | None = None
 
 
 class Destination(_Section):
@@ -67,6 +84,7 @@ class Destination(_Section):
     port: Annotated[int, Field(ge=1, le=65535, strict=True)]
     ae_title: AETitle
     commitment: Flag = False
+    tls: Flag = False
     retry: Duration = 72 * 3600.0
     """How long a delivery is tried again before it is DEAD."""
 
@@ -149,6 +167,7 @@ class Settings(_Section):
     """`wetread.toml`."""
 
     node: NodeSettings = NodeSettings()
+    tls: TlsSettings = TlsSettings()
     peer: tuple[Peer, ...] = ()
     destination: dict[str, Destination] = {}
     ingest: IngestSettings = IngestSettings()
@@ -202,15 +221,7 @@ def load_settings(path: Path) -> Settings:
     settings, lines = read_model(path, Settings)
     _refuse_duplicates(path, "peer", [peer.name for peer in settings.peer], lines)
     _refuse_endless(path, settings, lines)
-    if settings.node.port == settings.web.port != 0 and _overlap(settings.node.bind, settings.web.bind):
-        message = f"{settings.node.port} is also the port of [web]; each needs one of its own"
-        raise ConfigError(path, line_of(("node", "port"), lines), f"[node] port: {message}")
-    if not is_loopback(settings.node.bind) and not settings.peer:
-        message = f"{settings.node.bind} is reachable from outside, so at least one [[peer]] must be named"
-        raise ConfigError(path, line_of(("node", "bind"), lines), f"[node] bind: {message}")
-    if not is_loopback(settings.web.bind) and settings.web.token_file is None:
-        message = f"{settings.web.bind} is reachable from outside, so [web] token_file must name a file with the token"
-        raise ConfigError(path, line_of(("web", "bind"), lines), f"[web] bind: {message}")
+    settings_rules.refuse_open_doors(path, settings, lines)
     folder = path.resolve().parent
     return _resolve(settings, Path.cwd() if folder == SHIPPED.resolve() else folder)
 
@@ -262,11 +273,6 @@ def _refuse_endless(path: Path, settings: Settings, lines: dict[Key, int]) -> No
             raise ConfigError(path, line_of(("completeness", key), lines), f"[completeness] {key}: {message}")
 
 
-def _overlap(one: str, other: str) -> bool:
-    """Say whether a socket on `one` keeps another from `other`, on the same port."""
-    return one == other or not {one, other}.isdisjoint(("0.0.0.0", "::"))  # noqa: S104 - compared, not bound
-
-
 def _refuse_conditions(path: Path, index: int, route: Route, lines: dict[Key, int]) -> None:
     from node import conditions  # the data dictionary costs time that commands without routes need not spend
 
@@ -298,6 +304,12 @@ def _resolve(settings: Settings, base: Path) -> Settings:
     if database.startswith("sqlite:///") and not database.startswith("sqlite:////"):
         database = f"sqlite:///{base / database.removeprefix('sqlite:///')}"
     update = {
+        "tls": settings.tls.model_copy(
+            update={name: absolute(getattr(settings.tls, name)) for name in ("certificate", "key", "ca")}
+        ),
+        "peer": tuple(
+            peer.model_copy(update={"passcode_file": absolute(peer.passcode_file)}) for peer in settings.peer
+        ),
         "node": settings.node.model_copy(update={"state": absolute(settings.node.state)}),
         "spool": settings.spool.model_copy(update={"url": absolute(settings.spool.url)}),
         "database": settings.database.model_copy(update={"url": database}),

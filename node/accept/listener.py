@@ -23,17 +23,18 @@ from node.accept.server import Server
 from node.accept.stow import Stow
 from node.audit import Audit, AuditEvent, Outcome
 from node.clock import now
-from node.metrics import Registry
+from node.metrics import Metric, Registry
 from node.settings import Settings, state_folder
 from node.store import completion, deliveries, studies
 from node.store.db import Database
 from node.store.ingestlog import IngestLog
 from node.store.spool import Spool
+from node.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 10.0
-TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexpected PDU")
+TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexpected PDU", "TLS handshake")
 
 
 class Listener:
@@ -116,12 +117,14 @@ def serve(
         Admission(settings), door, committed, audit, metrics, lambda _, studies: registrar.release(studies, now())
     )
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
+    certificates = Certificates(settings.tls) if settings.tls.certificate else None
     server = Server(
         (settings.node.bind, settings.node.port),
         contexts.supported(),
         services,
         limits,
-        turned_away=lambda reason: turned_away.add(reason=reason),
+        turned_away=partial(_turned_away, turned_away, audit),
+        tls=certificates,
     )
     listener = Listener(server, door, registrar, ingest_log, audit, Stow(door, audit, metrics))
     _announce(listener, settings, metrics, audit)
@@ -134,13 +137,25 @@ def taking(settings: Settings, db: Database, spool: Spool, stack: ExitStack) -> 
     It takes data set, SOP Class, SOP Instance and Transfer Syntax, and returns the status of the C-STORE.
     """
     registrar = Registrar(partial(studies.register, db, late=settings.completeness.late_instances))
-    door, calling_ae = Door(spool, registrar), settings.destination[str(settings.completeness.archive)].ae_title
+    door, calling_ae = (
+        Door(spool, registrar, check=settings.ingest.check),
+        settings.destination[str(settings.completeness.archive)].ae_title,
+    )
     stack.callback(registrar.close, STOP_TIMEOUT_S)
 
     def take(dataset: bytes, sop_class: str, sop_instance: str, syntax: str) -> int:
         return int(door.receive(dataset, Arrival(sop_class, sop_instance, syntax, calling_ae)).status)
 
     return take
+
+
+def _turned_away(counter: Metric, audit: Audit, reason: str, address: str) -> None:
+    """Count who was shown out; a handshake that failed is a security alert (PS3.15 §A.5.3.11)."""
+    counter.add(reason=reason)
+    if reason == "TLS handshake":
+        audit.write(
+            AuditEvent.ASSOCIATION_REJECTED, Outcome.SERIOUS_FAILURE, reason="TLS handshake failed", address=address
+        )
 
 
 def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: Audit) -> None:

@@ -18,16 +18,19 @@ from pynetdicom.pdu_primitives import (
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
     SCP_SCU_RoleSelectionNegotiation,
+    UserIdentityNegotiation,
 )
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 
 from node import uids
-from node.accept.association import APPLICATION_CONTEXT, Rejection
+from node.accept.association import APPLICATION_CONTEXT, Identity, Rejection
 from node.accept.guard import HEADER, ProtocolViolation
 
 _A_ASSOCIATE_RJ = 0x03
 _PROTOCOL_VERSION = 0x0001
 _LONGEST_UID = 64
+_WITH_PASSCODE = 2
+"""User Identity Type of a user name with a passcode (PS3.7 Table D.3-14)."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Proposal:
     is_our_version: bool
     most: int
     primitive: A_ASSOCIATE
+    identity: Identity | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ def decode(pdu: bytes) -> Proposal:
             is_our_version=bool(request.protocol_version & _PROTOCOL_VERSION),
             most=primitive.maximum_length_received or 0,
             primitive=primitive,
+            identity=_identity(primitive),
         )
     except Exception as error:  # a border: whatever pynetdicom stumbles over, the peer sent it
         raise ProtocolViolation("the association request cannot be understood") from error
@@ -89,7 +94,7 @@ def accept(proposal: Proposal, supported: Sequence[PresentationContext], max_pdu
         results, replies = negotiate_as_acceptor(
             proposal.primitive.presentation_context_definition_list, list(supported), roles
         )
-        answer = _answer(proposal, [*_who_we_are(max_pdu), *replies])
+        answer = _answer(proposal, [*_who_we_are(max_pdu), *replies, *_confirmation(asked)])
         answer.presentation_context_definition_results_list = results
         return Agreement(
             A_ASSOCIATE_AC(answer).encode(),
@@ -112,6 +117,25 @@ def _check(contexts: Sequence[PresentationContext]) -> None:
         syntaxes = [context.abstract_syntax, *context.transfer_syntax]
         if len(syntaxes) < 2 or not all(0 < len(syntax or "") <= _LONGEST_UID for syntax in syntaxes):
             raise ValueError("a Presentation Context without an Abstract or a Transfer Syntax")
+
+
+def _identity(primitive: A_ASSOCIATE) -> Identity | None:
+    """Return the user identity of types 1 and 2, user name alone or with a passcode; others are not understood."""
+    for item in primitive.user_information:
+        if isinstance(item, UserIdentityNegotiation) and item.user_identity_type in (1, 2):
+            passcode = bytes(item.secondary_field or b"") if item.user_identity_type == _WITH_PASSCODE else None
+            return Identity(bytes(item.primary_field or b"").decode("utf-8", "replace"), passcode)
+    return None
+
+
+def _confirmation(asked: Sequence[Any]) -> list[UserIdentityNegotiation]:
+    """Return the User Identity of the answer, which is due where it was asked for (PS3.7 §D.3.3.7.2)."""
+    for item in asked:
+        if isinstance(item, UserIdentityNegotiation) and item.positive_response_requested:
+            confirmed = UserIdentityNegotiation()
+            confirmed.server_response = b""
+            return [confirmed]
+    return []
 
 
 def reject(rejection: Rejection) -> bytes:

@@ -1,6 +1,6 @@
 """The accept loop: one selector for the listening socket and the vestibule; associations run in threads of their own.
 
-A TLS handshake belongs into the thread or the vestibule, never into `accept`.
+A TLS handshake is made in the vestibule, never in `accept`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -24,6 +25,7 @@ from node.accept.scp import Services
 from node.accept.vestibule import Address, Vestibule
 from node.accept.wire import Wire
 from node.log import describe
+from node.tls import Certificates
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,10 @@ class Server:
         contexts: Sequence[PresentationContext],
         services: Services,
         limits: Limits,
-        turned_away: Callable[[str], None],
+        turned_away: Callable[[str, str], None],
+        tls: Certificates | None = None,
     ) -> None:
+        self._tls = tls
         self._contexts, self._services, self._limits, self._turned_away = contexts, services, limits, turned_away
         self._listening = _listen(address)
         self.port = int(self._listening.getsockname()[1])
@@ -55,7 +59,14 @@ class Server:
         with selectors.DefaultSelector() as selector:
             selector.register(self._listening, selectors.EVENT_READ)
             selector.register(self._wake_reader, selectors.EVENT_READ)
-            vestibule = Vestibule(selector, self._limits, self._admit, self._turned_away)
+            vestibule = Vestibule(
+                selector,
+                self._limits,
+                self._admit,
+                self._turned_away,
+                self._services.admission.knows_address,
+                self._tls,
+            )
             while not self._stopping:
                 for key, _ in selector.select(_TICK_S):
                     self._serve(key.fileobj, vestibule)
@@ -136,8 +147,11 @@ class Server:
                 called_ae=proposal.called_ae,
                 address=association.address,
                 application_context=proposal.application_context,
-                established=len(others),
                 established_from_address=sum(other.address == association.address for other in others),
+                established_by_peer=Counter(
+                    self._services.admission.peer(other.calling_ae, other.address) for other in others
+                ),
+                identity=proposal.identity,
             )
             rejection = self._services.admission.decide(request)
             association.is_established = rejection is None

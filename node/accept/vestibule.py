@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,7 +26,9 @@ from node.accept.guard import (
     abort_pdu,
     close,
 )
+from node.tls import Certificates
 
+_NOT_YET = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 logger = logging.getLogger(__name__)
 
 Address = tuple[str, int] | tuple[str, int, int, int]
@@ -41,6 +44,10 @@ class _Waiting:
     connection: socket.socket
     address: Address
     deadline: float
+    is_known: bool = False
+    """Whether a peer has this address."""
+    is_encrypting: bool = False
+    """Whether its TLS handshake still goes on."""
     received: bytearray = field(default_factory=bytearray)
     expected: int = HEADER.size
 
@@ -49,9 +56,16 @@ class Vestibule:
     """Waiting connections, read when the selector says so; whole A-ASSOCIATE-RQs go to `admit` with their bytes."""
 
     def __init__(
-        self, selector: selectors.BaseSelector, limits: Limits, admit: Admit, turned_away: Callable[[str], None]
+        self,
+        selector: selectors.BaseSelector,
+        limits: Limits,
+        admit: Admit,
+        turned_away: Callable[[str, str], None],
+        knows: Callable[[str], bool],
+        tls: Certificates | None = None,
     ) -> None:
         self._selector, self._limits, self._admit, self._turned_away = selector, limits, admit, turned_away
+        self._knows, self._tls = knows, tls
         self._waiting: dict[socket.socket, _Waiting] = {}
         self._logged_at = float("-inf")
 
@@ -60,27 +74,50 @@ class Vestibule:
         connection.setblocking(False)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        is_known, deadline = self._knows(address[0]), time.monotonic() + self._limits.first_pdu_s
         self._make_room(address[0])
-        self._waiting[connection] = _Waiting(connection, address, time.monotonic() + self._limits.first_pdu_s)
+        if self._tls is not None:
+            connection = self._tls.wrap(connection)
+        self._waiting[connection] = _Waiting(connection, address, deadline, is_known, self._tls is not None)
         self._selector.register(connection, selectors.EVENT_READ)
 
     def read(self, connection: socket.socket) -> None:
-        """Read what has come on a waiting connection."""
+        """Read all that has come on a waiting connection; a TLS connection may hold more than the selector sees."""
         waiting = self._waiting.get(connection)
         if waiting is None:  # shown out in the same round
-            return None
+            return
+        if waiting.is_encrypting and not self._shake_hands(waiting):
+            return
+        while connection in self._waiting:
+            try:
+                data = connection.recv(waiting.expected - len(waiting.received))
+            except _NOT_YET:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._show_out(waiting, "closed")
+                return
+            waiting.received += data
+            if len(waiting.received) == waiting.expected:
+                self._advance(waiting)
+
+    def _shake_hands(self, waiting: _Waiting) -> bool:
+        """Go on with the TLS handshake as far as it goes without waiting; say whether it is done."""
+        assert isinstance(waiting.connection, ssl.SSLSocket)  # noqa: S101 - `enter` made it one
         try:
-            data = connection.recv(waiting.expected - len(waiting.received))
-        except BlockingIOError:
-            return None
+            waiting.connection.do_handshake()
+        except ssl.SSLWantWriteError:
+            self._selector.modify(waiting.connection, selectors.EVENT_READ | selectors.EVENT_WRITE)
+            return False
+        except ssl.SSLWantReadError:
+            return False
         except OSError:
-            data = b""
-        if not data:
-            return self._show_out(waiting, "closed")
-        waiting.received += data
-        if len(waiting.received) == waiting.expected:
-            self._advance(waiting)
-        return None
+            self._show_out(waiting, "TLS handshake")
+            return False
+        self._selector.modify(waiting.connection, selectors.EVENT_READ)
+        waiting.is_encrypting = False
+        return True
 
     def expire(self) -> None:
         """Show out whoever took too long."""
@@ -109,12 +146,16 @@ class Vestibule:
         return None
 
     def _make_room(self, host: str) -> None:
-        """Show out the oldest of `host`, or of whoever waits most often, when a limit is reached."""
+        """Show out the oldest of `host`, or of the stranger who waits most often, when a limit is reached.
+
+        The address of a peer is only shown out for itself, unless all who wait have one.
+        """
         hosts = Counter(w.address[0] for w in self._waiting.values())
         if hosts[host] >= self._limits.half_open_per_address:
             crowd = host
         elif len(self._waiting) >= self._limits.half_open:
-            crowd = hosts.most_common(1)[0][0]
+            strangers = Counter(w.address[0] for w in self._waiting.values() if not w.is_known)
+            crowd = (strangers or hosts).most_common(1)[0][0]
         else:
             return
         oldest = next(w for w in self._waiting.values() if w.address[0] == crowd)  # dicts keep their order
@@ -122,7 +163,7 @@ class Vestibule:
 
     def _show_out(self, waiting: _Waiting, reason: str, last_words: bytes = b"") -> None:
         self._forget(waiting)
-        if last_words:
+        if last_words and not waiting.is_encrypting:
             with suppress(OSError):  # it does not listen
                 waiting.connection.send(last_words)
         close(waiting.connection)
@@ -134,7 +175,7 @@ class Vestibule:
         del self._waiting[waiting.connection]
 
     def _complain(self, waiting: _Waiting, reason: str) -> None:
-        self._turned_away(reason)
+        self._turned_away(reason, waiting.address[0])
         if time.monotonic() - self._logged_at < _QUIET_S:
             return
         self._logged_at = time.monotonic()

@@ -132,7 +132,7 @@ def _retrieve(
 
 def _peer(settings: Settings) -> Peer:
     destination = settings.destination[str(settings.completeness.archive)]
-    return Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title)
+    return Peer.of(destination, settings)
 
 
 def _silent(name: str, reason: str) -> str:

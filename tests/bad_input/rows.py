@@ -135,6 +135,11 @@ ROWS = (
         (_ACCEPT + "test_who_is_not_a_peer_is_rejected", _HTTP + "test_who_has_no_token_stores_nothing"),
     ),
     Row(
+        39, "no user identity, or a wrong one, where it is asked for", "RJ 1,1,1", "401",
+        (_PEERS + "test_a_peer_that_must_say_who_it_is_is_rejected_without",
+         _HTTP + "test_who_has_no_token_stores_nothing"),
+    ),
+    Row(
         40, "128 contexts and one, even and equal ids, no context, endless UIDs, another application context or "
         "protocol version", "RJ or A-ABORT", "–",
         (_WIRE + "test_odd_association_requests_are_refused_and_cost_nothing",
@@ -161,12 +166,22 @@ ROWS = (
         (_WIRE + "test_a_command_that_is_none_is_answered_or_ends_the_association",),
     ),
     Row(
+        45, "half-open connections, associations without end: a known peer gets in", "closed; RJ 2,3,2", "503",
+        (_PEERS + "test_a_known_peer_gets_in_whoever_else_holds_places",
+         _PEERS + "test_strangers_are_shown_out_before_the_address_of_a_peer",
+         _STOW + "test_more_requests_than_there_are_threads_are_503"),
+    ),
+    Row(
         46, "requests that do not wait: the socket is not read, so nothing piles up", "0000 for each", "–",
         (_GUARD + "test_requests_that_do_not_wait_are_all_answered_in_turn",),
     ),
     Row(
         47, "HTTP or TLS on the DICOM port", "A-ABORT or closed, one log line", "–",
         (_GUARD + "test_what_is_no_association_request_is_aborted_at_once",),
+    ),
+    Row(
+        48, "old TLS, weak ciphers, certificates that are missing, expired, of another CA", "alert, audited", "–",
+        (_PEERS + "test_old_versions_weak_ciphers_and_wrong_certificates_are_refused_and_audited",),
     ),
     Row(
         49, "Content-Type missing, of another kind, JSON without bulk data", "–", "415",

@@ -15,7 +15,7 @@ SENT = {one.row for one in objects()}
 
 
 def test_there_are_sixty_rows() -> None:
-    assert [row.number for row in ROWS] == [number for number in range(1, 61) if number not in (39, 45, 48)]
+    assert [row.number for row in ROWS] == list(range(1, 61))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"B{row.number}" for row in ROWS])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from node.accept.association import (
@@ -9,15 +12,18 @@ from node.accept.association import (
     UNKNOWN_CALLING_AE,
     WRONG_APPLICATION_CONTEXT,
     WRONG_CALLED_AE,
+    WRONG_IDENTITY,
     Admission,
     AssociationRequest,
+    Identity,
     Rejection,
 )
-from node.settings import Peer, Settings
+from node.errors import Permanent
+from node.settings import NodeSettings, Peer, Settings, TlsSettings
 
 
 def request(
-    calling: str = "CT1", called: str = "WETREAD", address: str = "10.0.4.7", **rest: int
+    calling: str = "CT1", called: str = "WETREAD", address: str = "10.0.4.7", **rest: Any
 ) -> AssociationRequest:
     return AssociationRequest(calling, called, address, **rest)
 
@@ -29,7 +35,8 @@ def hospital() -> Admission:
         Peer(name="PACS", ae_title="PACS", address="10.0.5.0/24"),
         Peer(name="PACS v6", ae_title="PACS", address="fd00::/8"),
     )
-    return Admission(Settings(peer=peers), most=10, most_from_address=4)
+    node = NodeSettings(max_associations=10, max_associations_per_address=4)
+    return Admission(Settings(node=node, peer=peers))
 
 
 @pytest.mark.parametrize("address", ["10.0.5.1", "10.0.5.255", "fd00::17", "::ffff:10.0.5.9"])
@@ -74,9 +81,60 @@ def test_rejections_carry_the_standards_codes() -> None:
 
 
 def test_too_many_associations_are_asked_to_come_again(hospital: Admission) -> None:
-    assert hospital.decide(request(established=9, established_from_address=3)) is None
-    assert hospital.decide(request(established=10)) == LOCAL_LIMIT
-    assert hospital.decide(request(established_from_address=4)) == LOCAL_LIMIT
+    """CT has 2 places of its own, as have both of PACS: of 10 places 6 are reserved."""
+
+    def decide(calling: str = "CT1", address: str = "10.0.4.7", here: int = 0, **taken: int) -> Rejection | None:
+        return hospital.decide(
+            request(calling, "WETREAD", address, established_from_address=here, established_by_peer=taken)
+        )
+
+    assert decide(CT=5, PACS=2) is None
+    assert decide(CT=6) == LOCAL_LIMIT, "the 4 that are left are reserved for others"
+    assert decide("PACS", "10.0.5.1", CT=6) is None, "and this is one of them"
+    assert decide("PACS", "10.0.5.1", here=64, CT=8, PACS=1) is None, "however many are here"
+    assert decide(CT=2, here=4) == LOCAL_LIMIT
+    assert decide(CT=1, here=4) is None
+
+
+def test_a_peer_has_its_own_limit() -> None:
+    peer = Peer(name="CT", ae_title="CT1", address="10.0.4.7", max_associations=3)
+    alone = Admission(Settings(peer=(peer,)))
+    assert alone.decide(request(established_by_peer={"CT": 2})) is None
+    assert alone.decide(request(established_by_peer={"CT": 3})) == LOCAL_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("identity", "expected"),
+    [
+        (None, WRONG_IDENTITY),
+        (Identity("ct1"), WRONG_IDENTITY),
+        (Identity("ct1", b"wrong"), WRONG_IDENTITY),
+        (Identity("other", b"correct horse"), WRONG_IDENTITY),
+        (Identity("ct1", b"correct horse"), None),
+    ],
+)
+def test_a_peer_may_have_to_say_who_it_is(
+    tmp_path: Path, identity: Identity | None, expected: Rejection | None
+) -> None:
+    file = tmp_path / "passcode"
+    file.write_text("correct horse\n")
+    peer = Peer(name="CT", ae_title="CT1", address="10.0.4.7", user="ct1", passcode_file=file)
+    assert Admission(Settings(peer=(peer,))).decide(request(identity=identity)) == expected
+    assert "horse" not in repr(identity)
+
+
+def test_a_passcode_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    peer = Peer(name="CT", ae_title="CT1", address="10.0.4.7", user="ct1", passcode_file=tmp_path / "none")
+    with pytest.raises(Permanent, match='peer "CT": passcode_file cannot be read'):
+        Admission(Settings(peer=(peer,)))
+    (tmp_path / "none").write_text("short")
+    with pytest.raises(Permanent, match="at least 8 characters"):
+        Admission(Settings(peer=(peer,)))
+
+
+def test_with_certificates_asked_for_whoever_has_one_may_associate() -> None:
+    files = TlsSettings(certificate=Path("c"), key=Path("k"), ca=Path("ca"))
+    assert Admission(Settings(tls=files)).decide(request("ANYONE", address="10.9.9.9")) is None
 
 
 def test_without_peers_only_this_machine_may_associate() -> None:

@@ -73,6 +73,17 @@ PEER = '[[peer]]\nname = "CT 1"\nae_title = "CT1"\naddress = "10.0.0.1"\n'
         ('[worker]\ndevice = "gpu"\n', "wetread.toml:2: [worker] device: 'gpu' is not \"auto\""),
         ("[node]\nport = 1\nport = 2\n", "wetread.toml:3: not valid TOML: Cannot overwrite a value"),
         ("[node]\nport = \n", "wetread.toml:2: not valid TOML"),
+        ('[tls]\ncertificate = "c"\n', "wetread.toml:1: [tls] key: is missing; certificate and key go together"),
+        ('[tls]\nca = "c"\n', "wetread.toml:2: [tls] ca: peers can only be asked for a certificate where we have one"),
+        (
+            PEER + 'user = "ct"\npasscode_file = "p"\n',
+            'wetread.toml:6: peer "CT 1": passcode_file: a passcode needs a user, and goes over TLS alone',
+        ),
+        (PEER + "reserved = 5\n[node]\nmax_associations = 4\n", "wetread.toml:7: [node] max_associations: 5 places"),
+        (
+            '[node]\nbind = "10.0.0.5"\n[tls]\ncertificate = "c"\nkey = "k"\n',
+            "wetread.toml:2: [node] bind: 10.0.0.5 is reachable from outside",
+        ),
         ('[log]\nlevel = "loud"\n', "wetread.toml:2: [log] level: input should be 'debug', 'info'"),
     ],
 )

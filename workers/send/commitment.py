@@ -116,9 +116,7 @@ class _Request:
         return None if answer.kind in _NOBODY_THERE else 0
 
     def _ask(self, transaction_uid: str) -> Answer:
-        peer = Peer(
-            self.destination.host, self.destination.port, self.destination.ae_title, self.settings.node.ae_title
-        )
+        peer = Peer.of(self.destination, self.settings)
         entity = entity_for(peer, self.timeouts)
         entity.add_requested_context(StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         reported = threading.Event()

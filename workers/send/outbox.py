@@ -67,7 +67,7 @@ def _attempt(
     try:
         if not spool.verify(delivery.path, delivery.sha256):
             return Result("FILE", _NOT_AS_FILED)
-        peer = Peer(destination.host, destination.port, destination.ae_title, settings.node.ae_title)
+        peer = Peer.of(destination, settings)
         reach("send.before")
         answer = store(spool.path(delivery.path), peer, timeouts)
         reach("send.after_rsp")

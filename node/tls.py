@@ -1,0 +1,104 @@
+"""TLS as hospitals ask for it: 1.2 or newer, ephemeral keys, authenticated ciphers (BCP 195, RFC 9325; PS3.15 §B).
+
+Contexts for our listener and for the destinations; nothing here waits for a peer.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import time
+from pathlib import Path
+
+from node.errors import Permanent
+from node.log import describe
+from node.settings import TlsSettings
+
+logger = logging.getLogger(__name__)
+
+PORT = 2762
+"""Registered for DICOM over TLS (PS3.8 §9.1.1)."""
+CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2; every suite of TLS 1.3 is of this kind."""
+_LOOK_S = 2.0
+"""How often the files are looked at."""
+
+
+class Certificates:
+    """The certificate of our listener, read again when its files change: a connection gets the latest that works."""
+
+    def __init__(self, tls: TlsSettings) -> None:
+        self._tls = tls
+        self._seen, self._looked_at = self._stamps(), time.monotonic()
+        self._context = server_context(tls)
+
+    def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
+        """Return `connection` as one whose handshake is still to be made."""
+        self._look()
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+
+    def _look(self) -> None:
+        if time.monotonic() - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self._context = server_context(self._tls)
+            logger.info("The certificate was read again.", extra={"action": "tls_reloaded"})
+        except Permanent as error:  # the files are being replaced, or are wrong; the old certificate stays
+            logger.error("A new certificate cannot be used.", extra={"action": "tls_failed", "error": describe(error)})
+
+    def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
+        return tuple(_stamp(path) for path in (self._tls.certificate, self._tls.key, self._tls.ca))
+
+
+def server_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Return the context of our listener; raises `Permanent` when a file cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    _harden(context)
+    _load(context, tls)
+    if tls.ca is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def client_context(tls: TlsSettings) -> ssl.SSLContext:
+    """Return the context for a destination: its name and certificate are checked, and it may ask for ours."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    _harden(context)
+    _load(context, tls)
+    if tls.ca is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
+
+
+def _harden(context: ssl.SSLContext) -> None:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(CIPHERS)
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+
+
+def _load(context: ssl.SSLContext, tls: TlsSettings) -> None:
+    try:
+        if tls.certificate is not None:
+            context.load_cert_chain(tls.certificate, tls.key)
+        if tls.ca is not None:
+            context.load_verify_locations(tls.ca)
+    except OSError as error:  # an SSLError too
+        files = ", ".join(str(path) for path in (tls.certificate, tls.key, tls.ca) if path is not None)
+        why = error.strerror or type(error).__name__
+        raise Permanent(
+            f"[tls] cannot be used ({why}): {files}. PEM files were expected, the key without password."
+        ) from None
+
+
+def _stamp(path: Path | None) -> tuple[int, int] | None:
+    try:
+        found = path.stat() if path is not None else None
+    except OSError:
+        return None
+    return (found.st_mtime_ns, found.st_ino) if found else None
