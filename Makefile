@@ -36,7 +36,10 @@ test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, 
 chaos: setup ## Kill everything again and again while studies come in (MINUTES=5, SEED=n); says what was lost: nothing
 	$(VENV)/bin/python -m tests.bench.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-.PHONY: fuzz
+.PHONY: fuzz bench-strangers
+bench-strangers: setup ## Measure what 500 half-open connections and 5 new ones a second cost a known peer (ARGS='--rounds 3 --json')
+	$(VENV)/bin/python -m tests.bench.strangers $(ARGS)
+
 fuzz: setup ## Feed mutations to precheck, PDU stream, multipart parser and configuration (MINUTES=5); says how many it tried
 	$(VENV)/bin/python -m tests.fuzz --minutes $(MINUTES)
 
