@@ -8,9 +8,10 @@ STUDY ?=
 MINUTES ?= 5
 SEED ?=
 DATA ?= ../shared/data/train
+DICOM ?= ../shared/data/dicom
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint train pins bench-completeness bench-ingest bench-reading bench-throughput bench-limits clean
+.PHONY: help setup demo test chaos lint train pins bench-completeness bench-ingest bench-reading bench-guard bench-throughput bench-limits clean
 
 help: ## List what can be done
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +73,9 @@ bench-limits: setup ## Measure the listener's memory, a study of 5,000 instances
 
 bench-completeness: setup ## Measure how soon a study with full evidence is queued (ARGS='--studies 50 --json')
 	$(VENV)/bin/python -m tests.bench.completeness $(ARGS)
+
+bench-guard: setup ## Show the models images they were not made for, and their own (DATA=dir with the training sets, DICOM=dir)
+	$(VENV)/bin/python -m tests.bench.guard --data '$(DATA)' --dicom '$(DICOM)' $(ARGS)
 
 clean: ## Remove what was made here: .venv, caches, the demo's folder
 	rm -rf $(VENV) build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -19,10 +19,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from node import uids, weights
+from node.dicomconfig import Bounds as Bounds
 from node.dicomconfig import Condition as Condition
 from node.dicomconfig import DicomConfig as DicomConfig
 from node.dicomconfig import ExplainEntry as ExplainEntry
 from node.dicomconfig import FindingEntry as FindingEntry
+from node.dicomconfig import GuardEntry as GuardEntry
 from node.dicomconfig import SegmentEntry as SegmentEntry
 from node.errors import BundleError
 

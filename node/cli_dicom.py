@@ -16,12 +16,19 @@ from node.errors import Permanent
 @click.option("--model", required=True, metavar="NAME", help="A Model Bundle; `wetread models list` names them.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
 @click.option("--results", default="SR,SEG,SC", show_default=True, help="Which objects to write; also SALIENCY.")
+@click.option(
+    "--decline",
+    type=click.Choice(["silent", "report", "never"]),
+    default="silent",
+    show_default=True,
+    help="What becomes of images that the model declines: nothing, an SR that says why, or read all the same.",
+)
 @config_option
 @json_option
-def read(folder: Path, model: str, out: Path, results: str, config: Path | None, as_json: bool) -> None:
+def read(folder: Path, model: str, out: Path, results: str, decline: str, config: Path | None, as_json: bool) -> None:
     """Read the DICOM in a folder with one model, without a node; write SR, SEG and key image as *.dcm.
 
-    Exit status 3, with the reason and without any file, when the input is not suitable.
+    Exit status 3, with the reason, when no input is suitable; without any file, unless `--decline report` asks for one.
     """
     from node.cli_read import read_folder
 
@@ -30,7 +37,7 @@ def read(folder: Path, model: str, out: Path, results: str, config: Path | None,
         raise click.BadParameter(
             f"{', '.join(sorted(unknown))} is none of SR, SEG, SC, SALIENCY", param_hint="--results"
         )
-    outcome = read_folder(folder, model, out, kinds, load_settings(config))
+    outcome = read_folder(folder, model, out, kinds, decline, load_settings(config))
     if as_json:
         print_json(outcome)
         return

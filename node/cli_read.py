@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +20,13 @@ from node.store.studies import InstanceRow, manifest_sha256
 from node.study import Study, scan
 
 
-def read_folder(folder: Path, model: str, out: Path, results: tuple[str, ...], settings: Settings) -> dict[str, Any]:
+def read_folder(
+    folder: Path, model: str, out: Path, results: tuple[str, ...], decline: str, settings: Settings
+) -> dict[str, Any]:
     """Read every series in `folder` that `model` can read, and write what it says to `out` as `*.dcm`.
 
     Returns `readings` and, for all else, why not in `left_out`. Raises `Unsuitable` when nothing was read, and then
-    there is no file; `Permanent` when a reading failed.
+    there is no file but the report that `decline` asks for; `Permanent` when a reading failed.
     """
     bundle = trust.find(model, settings)
     studies, left_out = scan(folder)
@@ -34,7 +36,7 @@ def read_folder(folder: Path, model: str, out: Path, results: tuple[str, ...], s
     try:
         with tempfile.TemporaryDirectory(prefix="wetread-read-") as scratch:
             for study, choice in _choices(studies, bundle, reasons):
-                request = _request(study, choice, bundle, results, Path(scratch), settings)
+                request = _request(study, choice, bundle, results, decline, Path(scratch), settings)
                 outcome = asdict(reader.read(request, settings.worker.job_timeout))
                 _take(outcome, choice, bundle, out, readings, reasons)
     finally:
@@ -55,7 +57,13 @@ def _choices(studies: tuple[Study, ...], bundle: Bundle, reasons: list[str]) -> 
 
 
 def _request(
-    study: Study, choice: Choice, bundle: Bundle, results: tuple[str, ...], scratch: Path, settings: Settings
+    study: Study,
+    choice: Choice,
+    bundle: Bundle,
+    results: tuple[str, ...],
+    decline: str,
+    scratch: Path,
+    settings: Settings,
 ) -> Any:
     make: Callable[..., Any] = import_module("workers.pipeline").Request
     numbers = [series.attributes.get("SeriesNumber") for series in study.series]
@@ -73,6 +81,7 @@ def _request(
         runtime=settings.worker.runtime,
         key=_key(study),
         ae_title=settings.node.ae_title,
+        decline=decline,
         highest_series_number=max((int(n) for n in numbers if isinstance(n, float)), default=None),
     )
 
@@ -102,15 +111,11 @@ def _take(
 ) -> None:
     if outcome["kind"] == "failed":
         raise Permanent(f"{_title(choice)} was not read by {bundle.title}: {outcome['reason']}")
+    documents = _copied(outcome["documents"], bundle, out)
     if outcome["kind"] == "unsuitable":
-        reasons.append(f"{_title(choice)}: {outcome['reason']}")
+        where = f" The report of that: {documents[0]['file']}." if documents else ""
+        reasons.append(f"{_title(choice)}: {outcome['reason']}{where}")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    documents = []
-    for document in outcome["documents"]:
-        target = out / f"{bundle.name}-{document['kind']}-{document['sop_instance_uid']}.dcm"
-        shutil.copyfile(document["file"], target)
-        documents.append({**document, "file": str(target)})
     readings.append(
         {
             "bundle": bundle.name,
@@ -122,6 +127,16 @@ def _take(
             "documents": documents,
         }
     )
+
+
+def _copied(documents: Iterable[dict[str, Any]], bundle: Bundle, out: Path) -> list[dict[str, Any]]:
+    copied = []
+    for document in documents:
+        out.mkdir(parents=True, exist_ok=True)
+        target = out / f"{bundle.name}-{document['kind']}-{document['sop_instance_uid']}.dcm"
+        shutil.copyfile(document["file"], target)
+        copied.append({**document, "file": str(target)})
+    return copied
 
 
 def _title(choice: Choice) -> str:

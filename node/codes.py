@@ -95,6 +95,12 @@ SOURCE_IMAGE_FOR_SEGMENTATION = Code("121233", "DCM", "Source image for segmenta
 SOURCE_SERIES_FOR_SEGMENTATION = Code("121232", "DCM", "Source series for segmentation")
 COMMENT = Code("121106", "DCM", "Comment")
 
+# What a bundle did not read (CID 6042), and the number that says how unlike its training images it is
+NOT_ATTEMPTED = Code("111225", "DCM", "Not Attempted")
+NO_UNITS = Code("1", "UCUM", "no units")
+UNLIKENESS = Code("UNLIKENESS", "99WETREAD", "AI: not analyzed, unlikeness (limit 1)")
+IMAGES_DECLINED = Code("DECLINED", "99WETREAD", "AI: not analyzed, images")
+
 ALL = frozenset(value for value in globals().values() if isinstance(value, Code))
 """The code table: what `docs/conformance` lists and the gate accepts."""
 

@@ -5,6 +5,7 @@ Here is what the file may say, and which keys go together; `docs/bundles.md` exp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -134,6 +135,35 @@ class ExplainEntry(_Strict):
         return self
 
 
+class Bounds(_Strict):
+    """The least and the greatest value that a bundle was made for; either may be open."""
+
+    min: float = -math.inf
+    max: float = math.inf
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Bounds:
+        if not self.min <= self.max:
+            raise ValueError("min and max were expected, and min must not be above max")
+        return self
+
+
+class GuardEntry(_Strict):
+    """What an image must be like before the bundle reads it: by its header, its grid, its values, and its looks.
+
+    `header`: conditions as in `[series]`, on each image. `spacing_mm` and `extent_mm`: of each axis, where millimeters
+    are known. `intensity`: percentiles 1 and 99 lie within. `clipped`: the largest share of pixels at either limit.
+    `file`: in `models/`, written by `models/guard.py` or `wetread train`; how unlike the training images is too unlike.
+    """
+
+    file: str | None = Field(default=None, pattern=r"^[\w.-]+\.safetensors$")
+    header: dict[str, Condition] = {}
+    spacing_mm: Bounds = Bounds()
+    extent_mm: Bounds = Bounds()
+    intensity: Bounds = Bounds()
+    clipped: float = Field(default=1.0, gt=0, le=1)
+
+
 class DicomConfig(_Strict):
     """`configs/dicom.toml`: which series the bundle reads and what its outputs mean."""
 
@@ -151,6 +181,7 @@ class DicomConfig(_Strict):
     detection: list[DetectionEntry] = []
     boxes: BoxEntry | None = None
     explain: ExplainEntry | None = None
+    guard: GuardEntry | None = None
 
     @property
     def overlaps(self) -> bool:
@@ -163,6 +194,8 @@ class DicomConfig(_Strict):
             raise ValueError("[explain] is for classifications; a segmentation shows what it found by itself")
         if self.explain is not None and (self.per_slice or self.channel):
             raise ValueError("[explain] is for bundles that read one image as a whole")
+        if self.guard is not None and (self.color or self.channel):
+            raise ValueError("[guard] is for gray images of one series")
         return self
 
     @model_validator(mode="after")

@@ -93,6 +93,7 @@ def _request(bundle: Bundle, first: Dataset, files: tuple[str, ...], scratch: Pa
         runtime=settings.worker.runtime,
         key="0" * 64,
         ae_title=settings.node.ae_title,
+        decline="never",
     )
 
 

@@ -144,11 +144,29 @@ class Segmentation:
 
 
 @dataclass(frozen=True)
+class Declined:
+    """An image, or the middle one of a volume, that a bundle did not read: `reason` in words, as after "because".
+
+    `score` is how unlike the training images it is, 1 being the limit; None where the bundle cannot say.
+    """
+
+    source: Source
+    reason: str
+    score: float | None
+
+
+@dataclass(frozen=True)
 class Reading:
-    """All that one bundle says about one series."""
+    """All that one bundle says about one series; of a series that it declined as a whole, only that."""
 
     algorithm: Algorithm
     started: datetime
     findings: tuple[Finding, ...] = ()
     segmentations: tuple[Segmentation, ...] = ()
     remarks: tuple[str, ...] = field(default=())
+    declined: tuple[Declined, ...] = ()
+
+    @property
+    def is_declined(self) -> bool:
+        """Whether the whole series was declined: the report says that and nothing else."""
+        return bool(self.declined) and not self.findings and not self.segmentations

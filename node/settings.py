@@ -191,6 +191,8 @@ class Route(_Section):
     results: tuple[ResultKind, ...] = ("SR", "SEG", "SC")
     priority: Literal["routine", "high", "stat"] = "routine"
     """Read at least so urgently; the images may ask for more."""
+    decline: Literal["silent", "report", "never"] = "silent"
+    """What is sent of images that a bundle declines: nothing, an SR that says why; or they are read all the same."""
 
 
 class Routes(_Section):

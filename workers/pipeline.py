@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +40,8 @@ class Request:
 
     `files`: Part 10 files of the series. `bundle`: its folder; `digest`: what it must be. `out`: folder for results.
     `key`: digest of the input manifest. `predecessors`: SR files of the revision before. `started`: seconds since
-    the epoch; None is now. The same request with the same `started` gives the same bytes.
+    the epoch; None is now. `decline`: what becomes of images that the bundle's guard declines (`workers/restraint.py`).
+    The same request with the same `started` gives the same bytes.
     """
 
     job_id: str
@@ -59,6 +60,7 @@ class Request:
     highest_series_number: int | None = None
     started: float | None = None
     runtime: Runtime = "torch"
+    decline: Literal["silent", "report", "never"] = "silent"
 
     def to_json(self) -> str:
         """Return the request as one line of JSON."""
@@ -112,16 +114,23 @@ def read(request: Request) -> Outcome:
         laps.end("ready_s")
         reading, documents = _stages(request, bundle, network, laps)
         written = _write(documents, bundle, Path(request.out))
+        if reading.is_declined:
+            from workers.restraint import told
+
+            return Outcome("unsuitable", _not_read(request, bundle, told(reading.declined)), False, "", written)
         return Outcome("reported", "", False, summary(reading), written, laps.took | _needed(network))
     except Unsuitable as error:
-        told = f"Series {request.series_instance_uid} was not read by {bundle.title}: {error}."
-        return Outcome("unsuitable", told, False, "", ())
+        return Outcome("unsuitable", _not_read(request, bundle, str(error)), False, "", ())
     except Permanent as error:
         return Outcome("failed", str(error), False, "", ())
     except Transient as error:
         return Outcome("failed", str(error), True, "", ())
     except OSError as error:
         return Outcome("failed", f"A file could not be read or written: {error}", True, "", ())
+
+
+def _not_read(request: Request, bundle: Bundle, why: str) -> str:
+    return f"Series {request.series_instance_uid} was not read by {bundle.title}: {why}."
 
 
 class _Laps:
@@ -151,7 +160,9 @@ def _needed(network: Network) -> dict[str, Any]:
 def _stages(
     request: Request, bundle: Bundle, network: Network, laps: _Laps
 ) -> tuple[Reading, Sequence[EvidenceDocument]]:
+    from workers import restraint
     from workers.load.inputs import load_for
+    from workers.predict.reading import algorithm
     from workers.predict.reading import read as predict
     from workers.report import evidence, gate
     from workers.report.context import Context, NodeIdentity
@@ -168,9 +179,14 @@ def _stages(
     )
     volumes = load_for(files, bundle.dicom)
     laps.end("load_s")
-    reading = predict(network, volumes, bundle, started)
+    verdict = restraint.judge(files, volumes, bundle, request.decline)
+    volumes = list(verdict.read)
+    laps.end("guard_s")
+    reading = predict(network, volumes, bundle, started) if volumes else Reading(algorithm(bundle), started)
+    reading = replace(reading, remarks=(*reading.remarks, *verdict.remarks), declined=verdict.declined)
+    context = context if volumes else replace(context, results=("SR",))
     laps.end("predict_s")
-    if "SALIENCY" in request.results and bundle.dicom.explain is not None:
+    if volumes and "SALIENCY" in request.results and bundle.dicom.explain is not None:
         from workers.predict.explain import explain
 
         reading = explain(network, volumes, bundle, reading)

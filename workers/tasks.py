@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from node import bundles, clock, trust
 from node.bundles import Bundle
@@ -115,6 +115,7 @@ def _request(desk: Desk, claimed: Claimed, out: Path) -> Request:
         predecessors=_predecessors(desk, claimed),
         ae_title=desk.settings.node.ae_title,
         highest_series_number=_highest_series_number(desk, rows),
+        decline=cast(Literal["silent", "report", "never"], claimed.decline),
     )
 
 
@@ -153,7 +154,7 @@ def _file(desk: Desk, claimed: Claimed, outcome: Outcome, out: Path) -> None:
     """Bring the outcome into the database in one transaction; result files are durable before it begins."""
     now = desk.now
     if outcome.kind == "unsuitable":
-        jobs.unsuitable(desk.db, claimed, desk.worker, outcome.reason, now())
+        jobs.unsuitable(desk.db, claimed, desk.worker, outcome.reason, now(), _store(desk, outcome, out))
     elif outcome.kind == "failed":
         _fail(desk, claimed, outcome.reason, outcome.transient)
         return

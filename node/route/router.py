@@ -157,6 +157,7 @@ def _job(study: Study, revision: int, decision: Decision, route: Route, bundle: 
         route=route.name,
         results=route.results,
         send_to=route.send_to,
+        decline=route.decline,
         instances=() if whole else tuple(i.sop_instance_uid for i in decision.instances),
         priority=priority(study, route),
     )

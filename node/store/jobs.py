@@ -123,10 +123,19 @@ def reported(
     return True
 
 
-def unsuitable(db: Database, claimed: Claimed, worker: str, reason: str, now: float) -> bool:
-    """End the job with the answer that the bundle must not read this series. False: the lease was lost."""
+def unsuitable(
+    db: Database, claimed: Claimed, worker: str, reason: str, now: float, documents: Sequence[Document] = ()
+) -> bool:
+    """End the job with the answer that the bundle must not read this series. False: the lease was lost.
+
+    `documents`: the report that says so, where the route wants one; filed and delivered as any other.
+    """
     with db.transaction() as connection:
-        return _end(connection, claimed, worker, JobState.UNSUITABLE, reason, now)
+        if not _end(connection, claimed, worker, JobState.UNSUITABLE, reason, now):
+            return False
+        for document in documents:
+            _file(connection, claimed, document, now)
+    return True
 
 
 def failed(

@@ -15,12 +15,15 @@ from node.store.db import record
 LISTS = ("results", "send_to", "instances")
 """The columns of a job that hold a JSON list."""
 
+DECLINE = ("silent", "report", "never")
+"""What becomes of declined images, by what says more: of two routes the later one here holds."""
+
 
 @dataclass(frozen=True)
 class NewJob:
     """A job as the router orders it; `results` names the kinds of Evidence Document, `send_to` the destinations.
 
-    `instances` names the SOP Instances of the series to be read; none named: all of them.
+    `instances` names the SOP Instances of the series to be read; none named: all of them. `decline`: see `Route`.
     """
 
     study_instance_uid: str
@@ -35,6 +38,7 @@ class NewJob:
     instances: tuple[str, ...] = field(default=(), kw_only=True)
     priority: int = field(default=0, kw_only=True)
     """0 routine, 1 high, 2 stat."""
+    decline: str = field(default="silent", kw_only=True)
 
     @property
     def job_id(self) -> str:
@@ -53,9 +57,10 @@ def _insert(connection: sa.Connection, job: NewJob, now: float) -> bool:
     made = connection.execute(
         sa.text(
             "INSERT INTO job (id, study_instance_uid, revision, series_instance_uid, bundle, bundle_version, "
-            "bundle_digest, route, results, send_to, instances, priority, state, created_at, updated_at) VALUES (:id, "
-            ":study_instance_uid, :revision, :series_instance_uid, :bundle, :bundle_version, :bundle_digest, :route, "
-            ":results, :send_to, :instances, :priority, 'QUEUED', :now, :now) ON CONFLICT DO NOTHING"
+            "bundle_digest, route, results, send_to, instances, priority, decline, state, created_at, updated_at) "
+            "VALUES (:id, :study_instance_uid, :revision, :series_instance_uid, :bundle, :bundle_version, "
+            ":bundle_digest, :route, :results, :send_to, :instances, :priority, :decline, 'QUEUED', :now, :now) "
+            "ON CONFLICT DO NOTHING"
         ),
         {**values, "id": job.job_id, "now": now},
     )
@@ -77,6 +82,7 @@ def _merged(jobs: Iterable[NewJob]) -> list[NewJob]:
                 send_to=tuple(dict.fromkeys((*other.send_to, *job.send_to))),
                 instances=_union(other.instances, job.instances),
                 priority=max(other.priority, job.priority),
+                decline=max(other.decline, job.decline, key=DECLINE.index),
             )
     return list(merged.values())
 

@@ -49,7 +49,7 @@ _IMAGES = (
 _RESULTS = (
     "SELECT e.path, e.created_at AS at, j.study_instance_uid FROM evidence e "  # noqa: S608 - constants
     "JOIN job j ON j.id = e.job_id "
-    "WHERE e.removed_at IS NULL AND e.created_at <= :before AND j.state = 'DONE' "
+    "WHERE e.removed_at IS NULL AND e.created_at <= :before AND j.state IN ('DONE', 'UNSUITABLE') "
     f"AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.sop_instance_uid = e.sop_instance_uid AND (NOT {_ARRIVED} "
     "OR d.updated_at > :before)) "
     # The SR of an earlier revision is what the SR of the next one names as its predecessor.

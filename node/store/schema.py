@@ -21,6 +21,7 @@ UPGRADES: Mapping[int, tuple[str, ...]] = {
     2: (
         "ALTER TABLE instance ADD COLUMN excluded_from INTEGER",
         "ALTER TABLE job ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE job ADD COLUMN decline TEXT NOT NULL DEFAULT 'silent'",
     ),
 }
 """What leads from this version to the next, as far as `schema.sql` (run afterwards) does not make it anyway."""

@@ -59,6 +59,7 @@ CREATE TABLE IF NOT EXISTS job (
     results             TEXT NOT NULL,               -- JSON list of SR, SEG, SC
     send_to             TEXT NOT NULL,               -- JSON list of destination names
     instances           TEXT NOT NULL DEFAULT '[]',  -- JSON list of the SOP Instance UIDs to read; empty: the whole series
+    decline             TEXT NOT NULL DEFAULT 'silent',  -- silent, report or never
     state               TEXT NOT NULL,
     attempts            INTEGER NOT NULL DEFAULT 0,
     fence               INTEGER NOT NULL DEFAULT 0,

@@ -107,11 +107,11 @@ def _outcome(lines: list[dict[str, Any]], committing: Collection[str]) -> tuple[
 def _standing(job: list[dict[str, Any]], committing: Collection[str]) -> str:
     if job[0]["job"] == J.DEAD:
         return "dead"
-    if job[0]["job"] not in _UNDER_WAY:
-        return "ended"
     waiting = [row for row in job if row["delivery"] is not None and not _arrived(row, committing)]
+    if job[0]["job"] not in _UNDER_WAY and not (job[0]["job"] == J.UNSUITABLE and waiting):
+        return "ended"  # of a series that was declined a report may still be on its way
     all_dead = bool(waiting) and all(row["delivery"] == D.DEAD for row in waiting)
-    return "dead" if job[0]["job"] == J.REPORTED and all_dead else "under way"
+    return "dead" if job[0]["job"] in (J.REPORTED, J.UNSUITABLE) and all_dead else "under way"
 
 
 def _arrived(row: dict[str, Any], committing: Collection[str]) -> bool:

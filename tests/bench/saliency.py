@@ -1,9 +1,11 @@
 """Where a chest network looks when it is right: does the saliency map of a true positive lie in the lung fields?
 
     python -m tests.bench.saliency --datalist LISTS/chest_xray.json --data DATA [--every N] [--cohort children] [--json]
+    python -m tests.bench.saliency … --part validation --layers layer2 layer3 layer4
 
-Reads test patients with `chest_xray`, makes the map of each film that is called abnormal and is, and compares it with
-the lung fields that `lung_fields` draws on the same film. Says for these maps, with 95 % bootstrap intervals over
+The second compares layers on validation patients, which is how the one in dicom.toml was chosen; the first measures
+that one. Reads films with `chest_xray`, makes the map of each that is called abnormal and is, and compares it with the
+lung fields that `lung_fields` draws on the same film. Says for these maps, with 95 % bootstrap intervals over
 patients: how often the strongest place is in a lung, how much of the map lies there, how much of the film the lungs
 cover (what a blind map would get), and how alike the map is to that of randomized weights (Adebayo 2018). The
 reference is a network's too, and leaves out lung that an opacity hides.
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from node import bundles
-from node.bundles import Bundle
+from node.bundles import Bundle, ExplainEntry
 from node.findings import Volume
 from workers.evaluate.images import volume
 from workers.predict.explain import saliency
@@ -42,7 +44,10 @@ FIGURES = (
 class Looks:
     """The networks that say where one looks and where the lungs are, and one like the first that learned nothing."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, layer: str | None = None) -> None:
+        if bundle.dicom.explain is None:
+            raise SystemExit("chest_xray has no [explain] in configs/dicom.toml")
+        self._how = bundle.dicom.explain if layer is None else ExplainEntry(method="grad-cam", layer=layer)
         lungs = bundles.find("lung_fields")
         self.bundle = bundle
         self.chest, self.blank = (Network(bundle, "auto", bundle.digest) for _ in range(2))
@@ -66,10 +71,7 @@ class Looks:
         }
 
     def _map(self, network: Network, film: Volume) -> NDArray[np.float32]:
-        how = self.bundle.dicom.explain
-        if how is None:
-            raise SystemExit("chest_xray has no [explain] in configs/dicom.toml")
-        return saliency(network, film, how, [self.bundle.dicom.finding[0].output])[0].values[0]
+        return saliency(network, film, self._how, [self.bundle.dicom.finding[0].output])[0].values[0]
 
 
 def measure(cases: Sequence[dict[str, Any]], data: Path, looks: Looks) -> list[tuple[str, dict[str, float]]]:
@@ -101,22 +103,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder that its paths are relative to")
     parser.add_argument("--cohort", default="children")
     parser.add_argument("--every", type=int, default=1, help="read each N-th film only")
+    parser.add_argument("--part", choices=["validation", "test"], default="test")
+    parser.add_argument("--layers", nargs="*", default=[None], help="of the network; without it the bundle's own")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    known = json.loads(options.datalist.read_text(encoding="utf-8"))["test"]
+    if options.part == "test" and options.layers != [None]:
+        parser.error("layers are compared on validation patients: --part validation")
+    known = json.loads(options.datalist.read_text(encoding="utf-8"))[options.part]
     cases = [case for case in known if case["cohort"] == options.cohort and case["label"] == 1][:: options.every]
     bundle = bundles.find("chest_xray")
-    found = measure(cases, options.data, Looks(bundle))
-    patients = [patient for patient, _ in found]
-    told: dict[str, Any] = {"bundle": bundle.title, "true_positives": len(found), "patients": len(set(patients))}
-    told |= {key: interval(np.array([figures[key] for _, figures in found]), patients) for _, key in FIGURES}
-    if options.json:
-        print(json.dumps(told, indent=1))
+    for layer in options.layers:
+        found = measure(cases, options.data, Looks(bundle, layer))
+        patients = [patient for patient, _ in found]
+        told: dict[str, Any] = {"bundle": bundle.title, "part": options.part, "layer": layer or "as in dicom.toml"}
+        told |= {"true_positives": len(found), "patients": len(set(patients))}
+        told |= {key: interval(np.array([figures[key] for _, figures in found]), patients) for _, key in FIGURES}
+        show(told, options.cohort, as_json=options.json)
+
+
+def show(told: dict[str, Any], cohort: str, *, as_json: bool) -> None:
+    """Print the figures of one layer."""
+    if as_json:
+        print(json.dumps(told, indent=1), flush=True)
         return
-    print(f"{bundle.title}: {len(found)} true positives of {told['patients']} patients, {options.cohort}")
+    print(f"{told['bundle']}, layer {told['layer']}, {told['part']} patients: ", end="")
+    print(f"{told['true_positives']} true positives of {told['patients']} patients, {cohort}")
     for title, key in FIGURES:
         low, high = told[key]["ci95"]
-        print(f"{title:42} {told[key]['value']:.3f}  ({low:.3f} to {high:.3f})")
+        print(f"{title:42} {told[key]['value']:.3f}  ({low:.3f} to {high:.3f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ROUTES = """
 [[route]]
 name = "everything to every model"
 models = ["lung_fields", "any_image", "any_volume"]
+decline = "never"
 send_to = ["pacs"]
 """
 MORE = """

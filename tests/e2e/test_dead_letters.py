@@ -41,6 +41,7 @@ send_to = ["pacs"]
 name = "films"
 when = {ModalitiesInStudy = "DX"}
 models = ["lung_fields"]
+decline = "never"
 send_to = ["pacs"]
 """
 

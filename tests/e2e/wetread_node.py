@@ -111,7 +111,9 @@ def running(
         port=port, pacs_ae=pacs[0], pacs_port=pacs[1], web_port=web_port, broker=broker, database=database
     )
     node.config.write_text(text + more)
-    (folder / "routes.toml").write_text(routes or (ROOT / "config" / "routes.toml").read_text())
+    (folder / "routes.toml").write_text(
+        routes or (ROOT / "config" / "routes.toml").read_text().replace('"report"', '"never"')
+    )
     processes = [_start(node, "serve"), _start(node, "worker")]
     try:
         _wait_for_echo(node)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from node.errors import NotFound
-from node.store import deliveries, jobs, leases, studies
+from node.store import deliveries, jobs, leases, settling, studies
 from node.store.db import Database
 from tests.unit.rows import SERIES, STUDY, document, new_job, received, routed, running, state_of
 
@@ -283,3 +283,21 @@ def test_of_equally_urgent_jobs_the_one_that_was_rung_for_is_read(database: Data
 def test_two_routes_that_order_one_job_get_the_higher_priority(database: Database) -> None:
     (job_id,) = set(routed(database, new_job(route="a", priority=2), new_job(route="b")))
     assert jobs.show(database, job_id)["priority"] == 2
+
+
+def test_a_declined_series_may_have_a_report_and_its_study_waits_for_it(database: Database) -> None:
+    claimed = running(database)
+    assert jobs.unsuitable(database, claimed, "w1", "it is lateral", 210.0, [document("notice")])
+    shown = jobs.show(database, claimed.id)
+    assert (shown["state"], len(shown["evidence"]), len(shown["deliveries"])) == ("UNSUITABLE", 1, 1)
+    assert settling.settle(database, 211.0) == 0
+    sent = deliveries.claim(database, shown["deliveries"][0]["id"], "w1", 212.0)
+    assert sent is not None
+    deliveries.sent(database, sent, "w1", "0000", "sent", 213.0)
+    assert settling.settle(database, 214.0) == 1
+    assert studies.show(database, STUDY)["state"] == "DONE"
+
+
+def test_of_two_routes_the_one_that_says_more_holds(database: Database) -> None:
+    routed(database, new_job(), new_job(decline="report"))
+    assert [job["decline"] for job in jobs.listing(database)] == ["report"]

@@ -22,6 +22,7 @@ def test_a_database_of_the_first_schema_is_upgraded_with_its_rows(database_url: 
             "DROP TABLE completion",
             "ALTER TABLE instance DROP COLUMN excluded_from",
             "ALTER TABLE job DROP COLUMN priority",
+            "ALTER TABLE job DROP COLUMN decline",
             "DROP INDEX instance_kept",
             "DROP INDEX evidence_kept",
             "ALTER TABLE instance DROP COLUMN removed_at",

@@ -19,7 +19,7 @@ from pydicom.sr.coding import Code as PydicomCode
 
 from node import codes
 from node.codes import Code
-from node.findings import Finding, Measurement, Segment, Segmentation, Source, Volume
+from node.findings import Declined, Finding, Measurement, Segment, Segmentation, Source, Volume
 from workers.report import outline
 from workers.report.run import Run
 from workers.report.seg import described
@@ -36,6 +36,8 @@ _Image = TypeVar(
     sr.SourceImageForRegion,
     sr.SourceImageForSegmentation,
 )
+_MOST_UNLIKE = 1e6
+"""What a score without bound is written as: a Numeric Value is finite."""
 _MARGIN, _FIRST, _STEP, _LAST = 0.04, 0.05, 0.07, 0.95
 """Where labels are stacked, as parts of the image: from the left; from the top; from each other; the lowest."""
 
@@ -81,6 +83,22 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
         ],
         qualitative_evaluations=[_presence(present=finding.present)],
         source_images=[_image(sr.SourceImageForMeasurementGroup, run, finding.source)],
+    )
+
+
+def declined_group(run: Run, declined: Declined, stack: Stack) -> Group:
+    """TID 1501 of an image that was not analyzed: it says so where viewers show numbers, on the image itself."""
+    point = stack.next(run.header(declined.source), declined.source)
+    name, value = codes.IMAGES_DECLINED, 1.0
+    if declined.score is not None:
+        name, value = codes.UNLIKENESS, min(declined.score, _MOST_UNLIKE)
+    label = f"Not analyzed: {declined.source.sop_instance_uid[-20:]}"
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=run.tracking_uid_of(declined.source), identifier=label),
+        finding_type=coded(codes.NOT_ATTEMPTED),
+        algorithm_id=_algorithm(run, run.reading.algorithm.parameters),
+        measurements=[_num(name, round(value, 2), codes.NO_UNITS, ("POINT", point), run, declined.source)],
+        source_images=[_image(sr.SourceImageForMeasurementGroup, run, declined.source)],
     )
 
 

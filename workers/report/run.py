@@ -77,6 +77,12 @@ class Run:
         name = self.reading.algorithm.name
         return uids.derive_uid("tracking", self.study_instance_uid, self.series_instance_uid, where, name, label)
 
+    def tracking_uid_of(self, source: Source) -> str:
+        """Return the Tracking UID of what is said of one image as a whole."""
+        name = self.reading.algorithm.name
+        where = (source.sop_instance_uid, str(source.frame_number or ""))
+        return uids.derive_uid("tracking", self.study_instance_uid, self.series_instance_uid, *where, name, "declined")
+
     def series_number(self, kind: ResultKind) -> int:
         """Return a Series Number above those of the images, in a block of ten that belongs to the model."""
         known = self.context.highest_series_number

@@ -14,7 +14,7 @@ from node import codes
 from node.codes import Code
 from node.findings import Volume
 from workers.report import sources
-from workers.report.groups import Group, Stack, coded, finding_group, segment_groups
+from workers.report.groups import Group, Stack, coded, declined_group, finding_group, segment_groups
 from workers.report.run import Run, finish
 
 _MEANINGS = {(code.value, code.scheme): code.meaning for code in codes.ALL}
@@ -90,6 +90,8 @@ def _groups(run: Run, volumes: Sequence[Volume], segs: Sequence[Dataset | None])
     stack = Stack()
     for finding in sorted(run.reading.findings, key=lambda f: -f.probability):
         yield finding_group(run, finding, next(v for v in volumes if finding.source in v.sources), stack)
+    for declined in run.reading.declined:
+        yield declined_group(run, declined, stack)
     for segmentation, document in zip(run.reading.segmentations, segs, strict=True):
         volume = next(v for v in volumes if segmentation.sources[0] in v.sources)
         yield from segment_groups(run, segmentation, volume, document, stack)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from monai.bundle.workflows import ConfigWorkflow
 
-from node import clock
+from node import bundles, clock
 from node.bundles import Bundle
 from node.errors import BundleError, Permanent
 from workers.predict import weights
+from workers.predict.guard import path_of
 from workers.predict.scripts import Scripts
-from workers.train import datalist, together
+from workers.train import datalist, guard, together
 from workers.train.calibrate import calibrate
 from workers.train.card import card, cost, curves
 from workers.train.request import Request
@@ -50,6 +51,7 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
     found = json.loads((out / "docs" / "curves.json").read_text(encoding="utf-8"))
     with Scripts(out):
         chosen = calibrate(out, lists["validation"], Path(request.data), request.started, tell)
+    _fit_guard(out, lists, Path(request.data))
     (out / "docs" / "curves.png").write_bytes(curves(found))
     said = card(request, bundle, lists, found, chosen, _spent(request, found))
     (out / "docs" / "README.md").write_text(said, encoding="utf-8")
@@ -75,6 +77,16 @@ def run(request: Request, bundle: Bundle, out: Path, tell: Tell) -> None:
 def _spent(request: Request, found: list[dict[str, Any]]) -> str:
     gpus = request.processes if torch.cuda.is_available() else 0
     return cost(sum(point["seconds"] for point in found), gpus, torch.get_num_threads())
+
+
+def _fit_guard(out: Path, lists: datalist.Lists, data: Path) -> None:
+    """The copy's guard knows the patients of this training, not those of the bundle trained from."""
+    trained = bundles.load(out)
+    if path_of(trained) is not None:
+        try:
+            guard.fit(trained, lists, data, lambda share: None)
+        except ValueError as error:
+            raise Permanent(f"{error}. The weights are trained; take `file` out of [guard], or add patients.") from None
 
 
 def _copy(bundle: Bundle, out: Path, request: Request) -> None:

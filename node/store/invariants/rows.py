@@ -77,7 +77,7 @@ _RULES = (
     _Rule(
         "I4",
         "SELECT 'evidence ' || e.sop_instance_uid AS entity, 'its job is ' || j.state AS what FROM evidence e "
-        "JOIN job j ON j.id = e.job_id WHERE j.state NOT IN ('REPORTED', 'DONE')",
+        "JOIN job j ON j.id = e.job_id WHERE j.state NOT IN ('REPORTED', 'DONE', 'UNSUITABLE')",
         _REPORT,
     ),
     _Rule(
