@@ -1,7 +1,8 @@
 """Coded concepts: every (value, scheme, meaning) that wetread writes, in one place (PS3.16).
 
 Codes that belong to one bundle live in its `configs/dicom.toml`. Whatever an Evidence Document carries is in
-`ALL`, or belongs to the bundle, or is derived here from the bundle's own code (`probability_of`, `measured_on`).
+`ALL`, or belongs to the bundle, or is derived here from the bundle's own code (`probability_of`, `number_of`,
+`measured_on`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ SQUARE_CENTIMETER = Code("cm2", "UCUM", "square centimeter")
 MILLIMETER = Code("mm", "UCUM", "mm")
 PERCENT = Code("%", "UCUM", "Percent")
 PIXELS = Code("{pixels}", "UCUM", "pixels")
+NO_UNITS = Code("1", "UCUM", "no units")
 
 # Presence (CID 240) and category of a finding (TID 1501)
 PRESENCE = Code("705057003", "SCT", "Presence")
@@ -89,6 +91,7 @@ ALGORITHM_FAMILY = Code("111000", "DCM", "Algorithm Family")
 ALGORITHM_MANUFACTURER = Code("122405", "DCM", "Algorithm Manufacturer")
 SOURCE_OF_MEASUREMENT = Code("121112", "DCM", "Source of Measurement")
 SOURCE = Code("260753009", "SCT", "Source")
+IMAGE_REGION = Code("111030", "DCM", "Image Region")
 REFERENCED_SEGMENT = Code("121191", "DCM", "Referenced Segment")
 REFERENCED_SEGMENTATION_FRAME = Code("121214", "DCM", "Referenced Segmentation Frame")
 SOURCE_IMAGE_FOR_SEGMENTATION = Code("121233", "DCM", "Source image for segmentation")
@@ -112,6 +115,11 @@ def probability_of(finding: Code, label: str, *, calibrated: bool) -> Code:
     """
     noun = "probability" if calibrated else "score"
     return _private("P" if calibrated else "S", finding, f"AI: {label[:48]} {noun}")
+
+
+def number_of(finding: Code, label: str) -> Code:
+    """Return the concept name of how many of one thing a detector found, such as "AI: Lung nodule, number found"."""
+    return _private("N", finding, f"AI: {label[:44]}, number found")
 
 
 def measured_on(quantity: Code, segment: Code, label: str, *, found: bool = True) -> Code:

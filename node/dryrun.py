@@ -5,6 +5,7 @@ The phantom has no anatomy: the figures are of time, memory and shapes, never of
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +13,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from pydicom.uid import SecondaryCaptureImageStorage
+
+from node import uids
 from node.errors import Permanent
 
 if TYPE_CHECKING:
@@ -56,12 +61,37 @@ def phantom(bundle: Bundle) -> list[Dataset]:
     modalities = series.get("Modality")
     named = [modalities] if isinstance(modalities, str) else modalities if isinstance(modalities, list) else []
     sliced = next((name for name in _SLICED if name in named), "CT" if bundle.dicom.dimensions == 3 else None)
+    if bundle.dicom.color:
+        return [_colored(chest_film(size=_FILM_SIZE)[0])]
     if sliced is None:
         return [chest_film(size=_FILM_SIZE)[0]]
     keywords = ("NumberOfSeriesRelatedInstances", "Rows", "Columns")
     slices, rows, columns = (_within(series.get(key), size) for key, size in zip(keywords, _SHAPE, strict=True))
     slices = slices if bundle.dicom.dimensions == 3 else 1
-    return volume("axial", "MR" if sliced == "MR" else "CT", (slices, rows, columns), _SPACING_MM)[0]
+    stack = volume("axial", "MR" if sliced == "MR" else "CT", (slices, rows, columns), _SPACING_MM)[0]
+    return [ds for place in range(max(len(bundle.dicom.channel), 1)) for ds in _series(stack, place)]
+
+
+def _series(stack: list[Dataset], place: int) -> list[Dataset]:
+    """Return the stack as the series of one channel: the same images at the same place under other UIDs."""
+    copies = [copy.deepcopy(ds) for ds in stack] if place else stack
+    for ds in copies if place else ():
+        ds.SeriesInstanceUID = uids.derive_uid("phantom", str(ds.SeriesInstanceUID), str(place))
+        ds.SOPInstanceUID = uids.derive_uid("phantom", str(ds.SOPInstanceUID), str(place))
+        ds.file_meta.MediaStorageSOPInstanceUID = ds.SOPInstanceUID
+    return copies
+
+
+def _colored(film: Dataset) -> Dataset:
+    """Return the film as a Secondary Capture in color: three shades that differ."""
+    gray = film.pixel_array.astype(np.float32)
+    shade = np.asarray(gray * (255 / max(float(gray.max()), 1)), np.uint8)
+    film.SOPClassUID = film.file_meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
+    film.SamplesPerPixel, film.PlanarConfiguration, film.PhotometricInterpretation = 3, 0, "RGB"
+    film.BitsAllocated, film.BitsStored, film.HighBit, film.PixelRepresentation = 8, 8, 7, 0
+    film.PixelData = np.stack([shade, shade // 2, 255 - shade], axis=-1).tobytes()
+    film["PixelData"].VR = "OB"
+    return film
 
 
 def _within(condition: Any, size: int) -> int:
@@ -98,8 +128,9 @@ def _request(bundle: Bundle, first: Dataset, files: tuple[str, ...], scratch: Pa
 
 
 def _describe(datasets: list[Dataset]) -> str:
-    first = datasets[0]
-    return f"{first.Modality}, {len(datasets)}×{first.Rows}×{first.Columns}"
+    first, series = datasets[0], len({ds.SeriesInstanceUID for ds in datasets})
+    told = f"{first.Modality}, {len(datasets) // series}×{first.Rows}×{first.Columns}"
+    return f"{series} series of {told}" if series > 1 else told
 
 
 def _figures(cold: Any, warm: Any) -> dict[str, Any]:

@@ -156,6 +156,41 @@ class Declined:
 
 
 @dataclass(frozen=True)
+class Box:
+    """One thing that a detector found: a rectangle on the image in which its middle lies.
+
+    `left` to `bottom` are (column, row) as SCOORD has them (PS3.3 §C.18.6.1.2): 0 is the outer edge of the first pixel.
+    `first` and `last` are the images that it reaches to. `score`: 0..1.
+    """
+
+    source: Source
+    score: float
+    left: float
+    top: float
+    right: float
+    bottom: float
+    first: Source
+    last: Source
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One class of a detector on one volume or image: all its boxes from the threshold on, best first; or none.
+
+    `source` is the image of the best box, or the middle one. A score is a Probability only when `calibrated`.
+    """
+
+    label: str
+    type: Code
+    site: Code | None
+    threshold: float
+    calibrated: bool
+    color: str
+    source: Source
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
 class Reading:
     """All that one bundle says about one series; of a series that it declined as a whole, only that."""
 
@@ -163,10 +198,11 @@ class Reading:
     started: datetime
     findings: tuple[Finding, ...] = ()
     segmentations: tuple[Segmentation, ...] = ()
+    detections: tuple[Detection, ...] = ()
     remarks: tuple[str, ...] = field(default=())
     declined: tuple[Declined, ...] = ()
 
     @property
     def is_declined(self) -> bool:
         """Whether the whole series was declined: the report says that and nothing else."""
-        return bool(self.declined) and not self.findings and not self.segmentations
+        return bool(self.declined) and not (self.findings or self.segmentations or self.detections)

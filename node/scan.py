@@ -68,28 +68,35 @@ def scan(bundle: Bundle) -> Scan:
     """Read every configuration and script of `bundle` as text; raises `BundleError` where one cannot be parsed."""
     found = list(_scripts(bundle.folder))
     for path in sorted((bundle.folder / "configs").glob("*.json")):
-        found += _config(path, bundle.folder)
+        found += _config(path, bundle)
     return Scan(tuple(found), weights.look(weights_path(bundle.folder)))
 
 
-def _config(path: Path, folder: Path) -> Iterator[Code]:
+def _config(path: Path, bundle: Bundle) -> Iterator[Code]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from None
     if path.name == "metadata.json" or not isinstance(config, dict):
         return
-    used = _used(config) if path.name == "inference.json" else frozenset[str]()
+    used = _used(config, bundle) if path.name == "inference.json" else frozenset[str]()
     for key, value in config.items():
         for place, code in _walk(value, key):
             kind, what, reaches = code
             runs = key in used or (path.name == "inference.json" and kind == "import")  # MONAI runs every import
-            yield Code(f"{path.relative_to(folder)}: {place}", what, kind, runs, reaches)
+            yield Code(f"{path.relative_to(bundle.folder)}: {place}", what, kind, runs, reaches)
 
 
-def _used(config: Mapping[str, Any]) -> frozenset[str]:
-    """Return the top-level ids that a reading resolves; all of them where a reference cannot be followed."""
+def _used(config: Mapping[str, Any], bundle: Bundle) -> frozenset[str]:
+    """Return the top-level ids that a reading resolves; all of them where a reference cannot be followed.
+
+    Of a detector what its evaluator requires is resolved too (`workers/predict/network.py`).
+    """
     waiting, used = [key for key in READING if key in config], set[str]()
+    evaluator = config.get("evaluator")
+    if bundle.dicom.kind == "detection" and isinstance(evaluator, dict) and "_requires_" in evaluator:
+        waiting.append("evaluator")
+        config = {**config, "evaluator": evaluator["_requires_"]}
     while waiting:
         key = waiting.pop()
         used.add(key)

@@ -18,6 +18,7 @@ _COLORS = ("#e6604d", "#4d9de6", "#5cb85c", "#e6b84d", "#9b6fd0", "#4dc4c4", "#d
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US", "CR": "CR", "DX": "DX"}
 _CATEGORY = '{code = "91723000", scheme = "SCT", meaning = "Anatomical Structure"}'
 _NO_CODE = '{code = "", scheme = "SCT", meaning = ""}'
+_SLICED = ("CT", "MR", "PT")
 _BACKGROUND = ("background", "bg", "other")
 
 
@@ -28,7 +29,7 @@ def write_skeleton(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """
     path = folder / "configs" / "dicom.toml"
     metadata = read_metadata(folder)
-    text, open_points = skeleton(folder.resolve().name, metadata)
+    text, open_points = skeleton(folder.resolve().name, metadata, _postprocessing(folder))
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -37,39 +38,94 @@ def write_skeleton(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return path, open_points
 
 
-def skeleton(name: str, metadata: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Return the text of dicom.toml and the open points."""
+def skeleton(name: str, metadata: Mapping[str, Any], after: str = "") -> tuple[str, tuple[str, ...]]:
+    """Return the text of dicom.toml and the open points; `after` is the bundle's postprocessing, as text."""
     formats = _mapping(metadata.get("network_data_format"))
     inputs, outputs = (_first(formats.get(key)) for key in ("inputs", "outputs"))
-    segments = _is_segmentation(outputs)
-    channels = _channels(outputs)
-    head, points = _head(name, metadata, inputs, segments)
-    if segments:
-        parts = [_segment(value, label) for value, label in _labels(channels)]
-    else:
-        parts = [_finding(output, label) for output, label in channels]
-    points.append(f"the code and meaning of each [[{'segment' if segments else 'finding'}]], from SNOMED CT or DCM")
-    if not segments:
-        points.append("the threshold of each [[finding]], chosen on validation patients, and whether it is calibrated")
+    kind = _kind(outputs, metadata)
+    table = {"segmentation": "segment", "classification": "finding", "detection": "detection"}[kind]
+    head, points = _head(name, metadata, inputs, kind)
+    parts = [*_inputs(inputs, points), *_outputs(kind, _channels(outputs), inputs, after, points)]
+    points.append(f"the code and meaning of each [[{table}]], from SNOMED CT or DCM")
+    if kind != "segmentation":
+        points.append(f"the threshold of each [[{table}]], chosen on validation patients, and whether it is calibrated")
     return head + "".join(parts), tuple(points)
 
 
-def _head(name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], segments: bool) -> tuple[str, list[str]]:
+def _postprocessing(folder: Path) -> str:
+    """Return the postprocessing of inference.json as JSON text; nothing where there is none."""
+    try:
+        config = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
+        return json.dumps(config.get("postprocessing", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _outputs(
+    kind: str, channels: list[tuple[int, str]], inputs: Mapping[str, Any], after: str, points: list[str]
+) -> list[str]:
+    if kind == "classification":
+        return [_finding(output, label) for output, label in channels]
+    if kind == "detection":
+        mode = '"xyxy"' if _is_flat(inputs) else '"xyzxyz"'
+        space = "ras" if "AffineBoxToWorldCoordinate" in after else "image"
+        if space == "ras" and '"affine_lps_to_ras": true' in after:
+            space = "lps"
+        if "dst_mode" in after:
+            mode = (re.findall(r'"dst_mode": ("\w+")', after) or [mode])[-1]
+        boxes = f'\n[boxes]  # as the postprocessing leaves them\nspace = "{space}"\nmode = {mode}\n'
+        points.append("[boxes]: space and mode of the boxes after postprocessing, and the keys that hold them")
+        return [*(_detection(value, label) for value, label in channels), boxes]
+    if '"sigmoid": true' in after and '"argmax": true' not in after and "Lambda" not in after:
+        return [_segment(channel, label, "channel") for channel, label in channels]
+    if "Lambda" in after:
+        points.append("the value of each [[segment]]: the postprocessing makes a label map of its own")
+    return [_segment(value, label) for value, label in _labels(channels)]
+
+
+def _inputs(inputs: Mapping[str, Any], points: list[str]) -> list[str]:
+    """The series of each channel, where the network takes several and they are no colors."""
+    count = inputs.get("num_channels", 1)
+    if count == 1 or _is_color(inputs):
+        return []
+    points.append(f"[[channel]]: which series is which of the {count} channels, in the network's order")
+    names = _channels(inputs)
+    return [
+        f'\n[[channel]]\nname = {_text(name[:32])}\n[channel.series]\nSeriesDescription = ""\n' for _, name in names
+    ]
+
+
+def _is_flat(inputs: Mapping[str, Any]) -> bool:
     shape = inputs.get("spatial_shape")
-    dimensions = 2 if isinstance(shape, list) and len(shape) == 2 else 3
+    return isinstance(shape, list) and len(shape) == 2
+
+
+def _is_color(inputs: Mapping[str, Any]) -> bool:
+    return _is_flat(inputs) and inputs.get("num_channels") == 3
+
+
+def _head(name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], kind: str) -> tuple[str, list[str]]:
     modality = _MODALITIES.get(str(inputs.get("modality", "")).upper(), "")
     label = re.sub(r"[_-]+", " ", name).strip()[:16].strip().capitalize()
     points = ["manufacturer: who answers for this model", "[series]: which series it may read; be narrow"]
-    if inputs.get("num_channels", 1) != 1:
-        points.append(f"the network takes {inputs['num_channels']} channels; wetread hands over one gray channel")
+    per_slice = _is_flat(inputs) and modality in _SLICED and inputs.get("num_channels", 1) == 1
+    dimensions = 2 if _is_flat(inputs) and not per_slice else 3
+    if per_slice:
+        points.append(
+            "per_slice: this 2D network would read a series slice by slice; dimensions = 2 reads each by itself"
+        )
+    if _is_color(inputs):
+        points.append("color: the network takes 3 channels, taken for red, green and blue")
     says = _line(metadata.get("image_classes", "")) or "nothing of them"
     lines = [
         f"# What the bundle reads, and what its outputs mean in DICOM. {_line(metadata.get('task', ''))}".rstrip(),
         "# A skeleton from metadata.json: fill in what is empty; docs/bundles.md explains the keys.",
         "",
         f"label = {_text(label)}",
-        f"kind = {_text('segmentation' if segments else 'classification')}",
+        f"kind = {_text(kind)}",
         f"dimensions = {dimensions}",
+        *(["per_slice = true"] if per_slice else []),
+        *(["color = true"] if _is_color(inputs) else []),
         'manufacturer = ""',
         "",
         f"# Conditions on the series; all must be met. The bundle says: {says}",
@@ -87,10 +143,11 @@ def _labels(channels: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return [(number + shift, label) for number, label in channels if number + shift > 0]
 
 
-def _segment(value: int, label: str) -> str:
-    color = _COLORS[(value - 1) % len(_COLORS)]
+def _segment(number: int, label: str, by: str = "value") -> str:
+    color = _COLORS[(number - 1) % len(_COLORS)]
+    threshold = "threshold = 0.5\n" if by == "channel" else ""
     return (
-        f"\n[[segment]]\nvalue = {value}\nlabel = {_text(label[:64])}\ncategory = {_CATEGORY}\n"
+        f"\n[[segment]]\n{by} = {number}\n{threshold}label = {_text(label[:64])}\ncategory = {_CATEGORY}\n"
         f'type = {_suggest(label)}\ncolor = "{color}"\nmeasurements = ["volume"]\n'
     )
 
@@ -99,6 +156,13 @@ def _finding(output: int, label: str) -> str:
     return (
         f"\n[[finding]]\noutput = {output}\nlabel = {_text(label[:64])}\ntype = {_suggest(label)}\n"
         "threshold = 0.5\ncalibrated = false\n"
+    )
+
+
+def _detection(value: int, label: str) -> str:
+    return (
+        f"\n[[detection]]\nvalue = {value}\nlabel = {_text(label[:58])}\ntype = {_suggest(label)}\n"
+        f'threshold = 0.5\ncalibrated = false\ncolor = "{_COLORS[value % len(_COLORS)]}"\n'
     )
 
 
@@ -114,9 +178,12 @@ def _suggest(label: str) -> str:
     return f"{{{code}}}  # suggested by the name alone: check it"
 
 
-def _is_segmentation(output: Mapping[str, Any]) -> bool:
+def _kind(output: Mapping[str, Any], metadata: Mapping[str, Any]) -> str:
     told = f"{output.get('type', '')} {output.get('format', '')}".lower()
-    return "segmentation" in told or ("image" in told and "classification" not in told)
+    if "object" in told or ("dict" in told and "detect" in str(metadata.get("task", "")).lower()):
+        return "detection"
+    segments = "segmentation" in told or ("image" in told and "classification" not in told)
+    return "segmentation" if segments else "classification"
 
 
 def _channels(output: Mapping[str, Any]) -> list[tuple[int, str]]:

@@ -20,7 +20,7 @@ from node import clock
 from node.bundles import Bundle
 from node.bundles import load as load_bundle
 from node.errors import Permanent, Transient, Unsuitable
-from node.findings import Finding, Reading, Segment
+from node.findings import Detection, Finding, Reading, Segment
 
 if TYPE_CHECKING:
     from workers.predict.network import Network
@@ -230,6 +230,7 @@ def _write(documents: Sequence[EvidenceDocument], bundle: Bundle, out: Path) -> 
 def summary(reading: Reading) -> str:
     """Return what was found in one line for listings: findings with their probability, segments with their size."""
     told = [_finding(finding) for finding in reading.findings]
+    told += [_detection(detection) for detection in reading.detections]
     told += [_segment(segment) for found in reading.segmentations for segment in found.segments]
     line = "; ".join(told)
     return line if len(line) <= _MAX_SUMMARY else f"{line[: _MAX_SUMMARY - 1]}…"
@@ -239,6 +240,13 @@ def _finding(finding: Finding) -> str:
     presence = "present" if finding.present else "absent"
     value = f"{finding.probability:.1%}" if finding.calibrated else f"score {finding.probability:.2f}"
     return f"{finding.label}: {presence} ({value})"
+
+
+def _detection(detection: Detection) -> str:
+    if not detection.boxes:
+        return f"{detection.label}: none"
+    noun = "probability" if detection.calibrated else "score"
+    return f"{detection.label}: {len(detection.boxes)} (best {noun} {detection.boxes[0].score:.2f})"
 
 
 def _segment(segment: Segment) -> str:

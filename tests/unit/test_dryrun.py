@@ -10,7 +10,10 @@ from node import cli, dryrun, trust
 from node.bundles import Bundle
 from node.errors import Permanent
 from node.settings import Settings
-from tests.unit.phantom import LAYER, bright_spot, classifier, segmenter
+from tests.unit import zoo
+from tests.unit.phantom import LAYER, bright_spot, classifier, save, segmenter
+from workers.load.inputs import load_for
+from workers.predict.network import Network
 
 SETTINGS = Settings.model_validate({"worker": {"device": "cpu"}})
 
@@ -67,3 +70,23 @@ def test_check_runs_what_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (row["ok"], row["trust"], row["dry_run"]["network_output"]) == (True, "trusted", "1×1")
     assert cli.run(["models", "check", "bright", "--config", str(config)]) == 0
     assert "network_output" in capsys.readouterr().out.replace(" ", "_")
+
+
+def test_several_series_and_a_detector_are_read(tmp_path: Path) -> None:
+    channels = "".join(f'[[channel]]\nname = "{name}"\n[channel.series]\nModality = "MR"\n' for name in ("T1", "T2"))
+    small = 'Modality = "MR"\nRows = {max = 32}\nColumns = {max = 32}\nNumberOfSeriesRelatedInstances = {max = 8}\n'
+    series = zoo.multi_label(tmp_path / "series", inputs=2, more=small + channels)
+    said = dryrun.dry_run(series, SETTINGS)
+    assert said["phantom"] == "2 series of MR, 8×32×32"
+    assert said["network_input"] == "1×2×32×32×8"
+    said = dryrun.dry_run(zoo.finder(tmp_path / "finder", '[boxes]\nmode = "xyzxyz"\n'), SETTINGS)
+    assert said["answer"] == "2×6"
+    assert said["would_write"] == "SC, SR"
+
+
+def test_the_phantom_of_a_color_bundle_is_in_color(tmp_path: Path) -> None:
+    bundle = zoo.colored(tmp_path / "color")
+    [photograph] = dryrun.phantom(bundle)
+    assert (photograph.PhotometricInterpretation, photograph.SamplesPerPixel) == ("RGB", 3)
+    [volume] = load_for(save([photograph], tmp_path / "in"), bundle.dicom)
+    assert Network(bundle, "cpu", bundle.digest).read(volume).shape == (1,)

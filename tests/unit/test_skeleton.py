@@ -97,3 +97,44 @@ def test_the_shipped_bundles_would_begin_like_that() -> None:
         assert (config.kind, config.dimensions) == (bundle.dicom.kind, bundle.dicom.dimensions)
         assert [one.value for one in config.segment] == [one.value for one in bundle.dicom.segment]
         assert [one.output for one in config.finding] == [one.output for one in bundle.dicom.finding]
+
+
+def zoo_like(task: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> dict[str, Any]:
+    formats = {"inputs": {"image": inputs}, "outputs": {"pred": outputs}}
+    return {"version": "1", "task": task, "network_data_format": formats}
+
+
+def test_several_series_are_channels_and_sigmoid_outputs_segments_by_channel() -> None:
+    names = {"0": "T1c", "1": "T1", "2": "T2", "3": "FLAIR"}
+    inputs = {"modality": "MR", "num_channels": 4, "spatial_shape": ["8*n", "8*n", "8*n"], "channel_def": names}
+    outputs = {"type": "image", "format": "segmentation", "channel_def": {"0": "Tumor core", "1": "Whole tumor"}}
+    after = '{"_target_": "Activationsd", "keys": "pred", "sigmoid": true}'
+    config = filled(skeleton("brats", zoo_like("Tumors", inputs, outputs), after)[0])
+    assert [entry.name for entry in config.channel] == list(names.values())
+    assert [entry.channel for entry in config.segment] == [0, 1]
+    text, points = skeleton("brats", zoo_like("Tumors", inputs, outputs), after + '{"_target_": "Lambdad"}')
+    assert [entry.value for entry in filled(text).segment] == [1, 2]
+    assert any("label map of its own" in point for point in points)
+
+
+def test_a_detector_has_its_boxes_as_its_postprocessing_leaves_them() -> None:
+    inputs = {"modality": "CT", "num_channels": 1, "spatial_shape": ["16*n", "16*n", "8*n"]}
+    after = (
+        '[{"_target_": "AffineBoxToWorldCoordinated", "affine_lps_to_ras": true}, '
+        '{"_target_": "ConvertBoxModed", "src_mode": "xyzxyz", "dst_mode": "cccwhd"}]'
+    )
+    config = filled(
+        skeleton("nodules", zoo_like("CT detection", inputs, {"type": "object", "format": "dict"}), after)[0]
+    )
+    assert config.boxes is not None
+    assert (config.kind, config.boxes.space, config.boxes.mode) == ("detection", "lps", "cccwhd")
+    assert [entry.value for entry in config.detection] == [0]
+
+
+def test_a_flat_network_reads_slices_or_color() -> None:
+    outputs = {"type": "image", "format": "segmentation", "channel_def": {"0": "background", "1": "tool"}}
+    color = {"modality": "n/a", "num_channels": 3, "spatial_shape": [736, 480]}
+    assert filled(skeleton("tools", zoo_like("Endoscopy", color, outputs))[0]).color
+    sliced = {"modality": "CT", "num_channels": 1, "spatial_shape": [96, 96]}
+    config = filled(skeleton("flat", zoo_like("Slices", sliced, outputs))[0])
+    assert (config.per_slice, config.dimensions) == (True, 3)

@@ -18,8 +18,11 @@ from PIL import Image
 from node.bundles import Bundle
 from node.errors import Unsuitable
 from node.findings import Source, Volume
+from node.route.selection import select
+from node.settings import Route
 from node.study import scan
 from workers.load.geometry import film_affine
+from workers.load.inputs import load_for
 from workers.load.series import load
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -54,11 +57,52 @@ def volume(path: Path, dimensions: Literal[2, 3]) -> Volume:
     return found
 
 
-def _dicom(path: Path, dimensions: Literal[2, 3]) -> Volume:
-    volumes = load(_series(path) if path.is_dir() else [path], dimensions)
+def volume_for(path: Path, bundle: Bundle) -> Volume:
+    """Return the one image at `path` as `bundle` reads it: in color, or several series as channels, where it does.
+
+    The series of one study lie in one folder. Raises as `volume` does.
+    """
+    if bundle.dicom.channel:
+        return _channels(path, bundle)
+    if not bundle.dicom.color:
+        return volume(path, bundle.dicom.dimensions)
+    if path.name.lower().endswith(_PICTURES):
+        return _color_picture(path)
+    found = load_for(_series(path) if path.is_dir() else [path], bundle.dicom)
+    return _only(found, path)
+
+
+def _channels(path: Path, bundle: Bundle) -> Volume:
+    if not path.is_dir():
+        raise Unsuitable(f"{path.name} is no folder; {bundle.title} reads several DICOM series of one study together")
+    route = Route(name="evaluation", models=(bundle.name,), send_to=())
+    choices = [choice for study in scan(path)[0] for choice in select(study.series, bundle, route)]
+    chosen = [choice for choice in choices if choice.chosen]
+    if len(chosen) != 1:
+        why = "; ".join(dict.fromkeys(reason for choice in choices for reason in choice.reasons))[:300]
+        raise Unsuitable(f"{path.name} holds {len(chosen)} studies that {bundle.title} reads: {why or 'no DICOM file'}")
+    return _only(load_for([instance.path for instance in chosen[0].instances], bundle.dicom), path)
+
+
+def _only(volumes: list[Volume], path: Path) -> Volume:
     if len(volumes) != 1:
         raise Unsuitable(f"{path.name} has {len(volumes)} images; one line of a manifest is one image")
     return volumes[0]
+
+
+def _color_picture(path: Path) -> Volume:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            pixels = np.asarray(picture.convert("RGB"), np.float32)
+    except Exception as error:  # Pillow raises many kinds on broken and on oversized files
+        raise Unsuitable(f"{path.name} cannot be read as a picture ({type(error).__name__})") from None
+    channels = tuple(np.ascontiguousarray(pixels[np.newaxis, ..., k]) for k in range(3))
+    gray = pixels.mean(axis=-1)[np.newaxis]
+    return Volume(gray, film_affine(None), (Source(path.name),), None, "OT", True, channels, is_color=True)
+
+
+def _dicom(path: Path, dimensions: Literal[2, 3]) -> Volume:
+    return _only(load(_series(path) if path.is_dir() else [path], dimensions), path)
 
 
 def _series(folder: Path) -> list[Path]:
@@ -97,13 +141,15 @@ def _nifti(path: Path) -> Volume:
     return Volume(pixels, affine, sources, depth, "OT", is_projection=False)
 
 
-def _voxels(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return scaled voxels (i, j, k) and the affine to LPS millimeters."""
+def _voxels(path: Path, part: int | None = None) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return scaled voxels (i, j, k) and the affine to LPS millimeters; `part` of the last of four axes."""
     try:
         image: Any = nib.load(path)
         voxels, affine = np.asanyarray(image.dataobj), np.asarray(image.affine, np.float64)
     except Exception as error:  # nibabel raises many kinds on broken files
         raise Unsuitable(f"{path.name} cannot be read as NIfTI ({type(error).__name__})") from None
+    if part is not None and voxels.ndim == 4:
+        voxels = voxels[..., part]
     while voxels.ndim > 3 and voxels.shape[-1] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim == 2:
@@ -111,6 +157,27 @@ def _voxels(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     if voxels.ndim != 3 or not voxels.size or voxels.dtype.names:
         raise Unsuitable(f"{path.name} has {voxels.ndim} dimensions; one scalar volume was expected")
     return voxels, _RAS_TO_LPS @ affine
+
+
+def masks(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.bool_]:
+    """Return the masks at `path` of segments that may overlap: (segment, slice, row, column), in their order.
+
+    Raises `MaskError` where the file is no NIfTI of four dimensions with a mask for each segment, or on another grid.
+    """
+    wanted = len(bundle.dicom.segment)
+    try:
+        shape = nib.load(path).shape if path.name.lower().endswith(_NIFTI) else ()  # type: ignore[attr-defined]
+        if shape[3:] != (wanted,):
+            raise MaskError(
+                f"{path.name} has the shape {tuple(shape)}; segments of {bundle.title} may overlap: expected a NIfTI "
+                f"file of four dimensions whose last has {wanted} masks, in the order of the segments in dicom.toml"
+            )
+        found = [_aligned(path, image, part) for part in range(wanted)]
+    except Unsuitable as error:
+        raise MaskError(str(error)) from None
+    if found[0].shape != image.pixels.shape:
+        raise MaskError(f"{path.name} lies on another grid than its image; masks are not resampled")
+    return np.stack(found) > 0
 
 
 def mask(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.uint8]:
@@ -129,9 +196,9 @@ def mask(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.uint8]:
     return _known(labels, path, bundle)
 
 
-def _aligned(path: Path, image: Volume) -> NDArray[Any]:
+def _aligned(path: Path, image: Volume, part: int | None = None) -> NDArray[Any]:
     """Turn a NIfTI mask so that its axes run as those of the image; never resamples."""
-    voxels, affine = _voxels(path)
+    voxels, affine = _voxels(path, part)
     if len(image.pixels) > 1:
         nibabel: Any = orientations  # without types
         turn = nibabel.io_orientation(np.linalg.inv(image.affine_mm) @ affine)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from node.bundles import Bundle, FindingEntry
-from node.errors import ConfigError
+from node.errors import ConfigError, Permanent
 
 MASK_SUFFIXES = (".png", ".nii", ".nii.gz")
 """JPEG is not among them: it changes the values of labels."""
@@ -40,9 +40,14 @@ class Case:
 def load(path: Path, bundle: Bundle) -> tuple[Case, ...]:
     """Return the cases in `path`, in its order; paths in it are relative to its folder.
 
-    Raises `ConfigError` with the line: no table, a column missing, no rows, a row of another length, an image or mask
-    that is not there, an image named twice, a label that the bundle does not know.
+    Raises `Permanent` for a detector, and `ConfigError` with the line: no table, a column missing, no rows, a row of
+    another length, an image or mask that is not there, an image named twice, a label that the bundle does not know.
     """
+    if bundle.dicom.detection:
+        raise Permanent(
+            f"{bundle.title} is a detector; wetread measures findings and masks, not boxes, and nothing was read. "
+            "Compare the Image Regions of the SRs that `wetread read` writes with your own boxes, such as by FROC."
+        )
     cases: dict[Path, Case] = {}
     for line, row in _rows(path):
         case = _case(path, line, row, bundle)

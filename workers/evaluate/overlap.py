@@ -15,6 +15,8 @@ from node.bundles import Bundle
 from node.findings import Volume
 
 Mask = NDArray[np.bool_]
+Labels = NDArray[np.uint8] | NDArray[np.bool_]
+"""A label map (slice, row, column), or a mask for each segment (segment, slice, row, column)."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,22 @@ class Overlap:
         return abs(self.predicted_size - self.true_size) / self.true_size * 100 if self.true_size else math.nan
 
 
-def overlaps(
-    predicted: NDArray[np.uint8], truth: NDArray[np.uint8], volume: Volume, bundle: Bundle
-) -> tuple[Overlap, ...]:
-    """Compare label maps (slice, row, column) on the grid of `volume`; one `Overlap` per segment of `bundle`."""
-    return tuple(_overlap(predicted == s.value, truth == s.value, volume) for s in bundle.dicom.segment)
+def overlaps(predicted: Labels, truth: Labels, volume: Volume, bundle: Bundle) -> tuple[Overlap, ...]:
+    """Compare label maps on the grid of `volume`, or masks that may overlap; one `Overlap` per segment of `bundle`."""
+    segments = [(place, entry.number) for place, entry in enumerate(bundle.dicom.segment)]
+    return tuple(_overlap(_mask(predicted, *one), _mask(truth, *one), volume) for one in segments)
+
+
+def _mask(labels: Labels, place: int, value: int) -> Mask:
+    return np.asarray(labels[place] > 0 if labels.ndim == 4 else labels == value)
+
+
+def flat(labels: Labels) -> NDArray[np.uint8]:
+    """Return masks that overlap as one label map for a picture, in which the later segment hides the earlier."""
+    if labels.ndim == 3:
+        return labels.astype(np.uint8)
+    numbers = np.arange(1, len(labels) + 1, dtype=np.uint8)[:, None, None, None]
+    return np.asarray((labels * numbers).max(axis=0), np.uint8)
 
 
 def _overlap(predicted: Mask, truth: Mask, volume: Volume) -> Overlap:

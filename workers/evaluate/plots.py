@@ -15,6 +15,7 @@ from node.bundles import Bundle
 from node.errors import Unsuitable
 from node.findings import Volume
 from workers.evaluate import images, metrics
+from workers.evaluate.overlap import flat
 from workers.evaluate.scoring import Comparison, Score
 from workers.evaluate.tables import by_cohort, probability_of, truth_of
 
@@ -156,9 +157,10 @@ def _sizes(scores: Sequence[Score], bundle: Bundle) -> bytes:
 
 def _outlines(axis: Any, found: Comparison, title: str) -> None:
     """Both outlines on the slice where they differ most."""
-    at = int((found.truth != found.predicted).sum(axis=(1, 2)).argmax())
+    truth, predicted = flat(found.truth), flat(found.predicted)
+    at = int((truth != predicted).sum(axis=(1, 2)).argmax())
     _slice(axis, found.volume, at, title)
-    for labels, color in ((found.truth[at], _TRUTH), (found.predicted[at], _PREDICTED)):
+    for labels, color in ((truth[at], _TRUTH), (predicted[at], _PREDICTED)):
         for value in np.unique(labels[labels > 0]):
             axis.contour(labels == value, levels=[0.5], colors=[color], linewidths=1)
 

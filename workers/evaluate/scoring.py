@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
-from numpy.typing import NDArray
 
 from node.bundles import Bundle
 from node.errors import ConfigError
 from node.findings import Reading, Volume
 from workers.evaluate import images
 from workers.evaluate.manifest import Case
-from workers.evaluate.overlap import Overlap, overlaps, size_unit
+from workers.evaluate.overlap import Labels, Overlap, overlaps, size_unit
 from workers.predict.network import Network
 from workers.predict.reading import read
 
@@ -40,11 +39,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A volume with the label maps, (slice, row, column), that a person drew and that the bundle made of it."""
+    """A volume with the labels that a person drew and that the bundle made of it."""
 
     volume: Volume
-    truth: NDArray[np.uint8]
-    predicted: NDArray[np.uint8]
+    truth: Labels
+    predicted: Labels
 
 
 def score(case: Case, network: Network, bundle: Bundle, started: datetime, manifest: str) -> Score:
@@ -54,7 +53,7 @@ def score(case: Case, network: Network, bundle: Bundle, started: datetime, manif
     the line of `manifest` where the mask does not belong to it.
     """
     if bundle.dicom.finding:
-        reading = _read(images.volume(case.image, bundle.dicom.dimensions), network, bundle, started)
+        reading = _read(images.volume_for(case.image, bundle), network, bundle, started)
         return Score(case, probabilities=tuple(finding.probability for finding in reading.findings))
     found = compare(case, network, bundle, started, manifest)
     fit = overlaps(found.predicted, found.truth, found.volume, bundle)
@@ -64,12 +63,14 @@ def score(case: Case, network: Network, bundle: Bundle, started: datetime, manif
 def compare(case: Case, network: Network, bundle: Bundle, started: datetime, manifest: str) -> Comparison:
     """Return the image of a case with both label maps; raises as `score` does."""
     assert not isinstance(case.truth, tuple)  # noqa: S101 - a bundle of segments has masks in its manifest
-    volume = images.volume(case.image, bundle.dicom.dimensions)
+    volume = images.volume_for(case.image, bundle)
+    read_mask = images.masks if bundle.dicom.overlaps else images.mask
     try:
-        truth = images.mask(case.truth, volume, bundle)
+        truth: Labels = read_mask(case.truth, volume, bundle)
     except images.MaskError as error:
         raise ConfigError(manifest, case.line, str(error)) from None
-    return Comparison(volume, truth, _read(volume, network, bundle, started).segmentations[0].labels)
+    [found] = _read(volume, network, bundle, started).segmentations
+    return Comparison(volume, truth, found.labels if found.masks is None else found.masks)
 
 
 def _read(volume: Volume, network: Network, bundle: Bundle, started: datetime) -> Reading:

@@ -19,6 +19,7 @@ from scipy.ndimage import affine_transform
 from node.dicomconfig import DicomConfig
 from node.errors import Unsuitable
 from node.findings import Volume
+from workers.load.color import load_color
 from workers.load.header import text
 from workers.load.series import MAX_VOLUME_BYTES, load
 
@@ -34,6 +35,8 @@ def load_for(paths: Sequence[Path], dicom: DicomConfig) -> list[Volume]:
     Files of several series must come in the order of `[[channel]]`. Raises as `workers.load.series.load` does, and
     `Unsuitable` where series are missing, lie in different Frames of Reference, or do not cover the same place.
     """
+    if dicom.color:
+        return load_color(paths)
     if not dicom.channel:
         return load(paths, dicom.dimensions)
     return [together(paths, [entry.name for entry in dicom.channel])]

@@ -15,6 +15,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.compose import Compose
 from monai.transforms.transform import MapTransform
 from monai.transforms.utility.array import EnsureChannelFirst
+from numpy.typing import NDArray
 
 from node.errors import Permanent
 from node.findings import Volume
@@ -75,12 +76,17 @@ def _tensor(pixels: np.ndarray[Any, Any], volume: Volume, channel: int | str) ->
     """([channel,] slice, row, column[, channel]) → its axes turned, with the affine of `volume`."""
     turned = {"no_channel": (2, 1, 0), 0: (0, 3, 2, 1), -1: (2, 1, 0, 3)}[channel]
     array = pixels.transpose(turned)
-    affine = _LPS_TO_RAS @ volume.affine_mm
     if len(volume.sources) == 1:
         array = np.ascontiguousarray(array[..., 0] if channel != -1 else array[:, :, 0])
-        affine = np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0, 1.0])
     meta = {"original_channel_dim": channel, "space": "RAS"}
-    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine), meta=meta)
+    return MetaTensor(torch.from_numpy(array), affine=torch.from_numpy(affine_ras_mm(volume)), meta=meta)
+
+
+def affine_ras_mm(volume: Volume) -> NDArray[np.float64]:
+    """Return the affine with which `volume` is handed over: to RAS mm, or of one image its pixel grid alone."""
+    if len(volume.sources) == 1:
+        return np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0, 1.0])
+    return np.asarray(_LPS_TO_RAS @ volume.affine_mm)
 
 
 def in_memory(steps: Any) -> Any:

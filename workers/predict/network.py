@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +19,19 @@ from monai.transforms.post.dictionary import Invertd
 from numpy.typing import NDArray
 
 from node.bundles import Bundle
+from node.dicomconfig import BoxEntry
 from node.errors import BundleError, Permanent, Transient
 from node.findings import Volume
+from workers.predict import detect, layers, loaded, weights
 from workers.predict import device as devices
-from workers.predict import loaded, weights
+from workers.predict.detect import Found
 from workers.predict.loaded import to_images
 from workers.predict.memory import stepping_down
 from workers.predict.quick import quicken
 from workers.predict.runtime import Runner, Runtime
 from workers.predict.scripts import Scripts
 
+_FIRST = "wetread_first"
 _NEEDED = ("inferer", "preprocessing", "postprocessing")
 
 Draw = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
@@ -57,7 +59,7 @@ class Network:
         self.shapes: dict[str, tuple[int, ...]] = {}
         try:
             with self._scripts:
-                parts = _parse(bundle.folder, self._device)
+                parts = _parse(bundle, self._device)
         except BundleError:
             raise
         except Exception as error:  # a bundle's expressions are its author's code
@@ -86,6 +88,26 @@ class Network:
             answer = self._after(case)["pred"]
             self.shapes["answer"] = tuple(answer.shape)
         return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
+
+    def detect(self, volume: Volume, how: BoxEntry) -> Found:
+        """Return the boxes that the bundle's detector finds on one volume, after its postprocessing.
+
+        Raises `Permanent` where it answers with anything but boxes, labels and finite scores in 0..1.
+        """
+        self.shapes = {"source": volume.pixels.shape}
+        with torch.inference_mode(), self._at_work(volume):
+            case, image = self._prepared(volume)
+            key = self._image_key(case)
+            affine = case[key].affine
+            self.shapes["network_input"] = tuple(image.shape)
+            answer = self._inferer(image, self._network)
+            said = answer[0] if isinstance(answer, list | tuple) and answer else answer
+            if not isinstance(said, dict):
+                raise Permanent(f"{self._title} answered with a {type(said).__name__}; a detector answers with boxes.")
+            self.shapes["network_output"] = tuple(said[how.boxes].shape) if how.boxes in said else ()
+            found = detect.found(self._after({**case, **said}), how, affine, self._title)
+            self.shapes["answer"] = found.boxes.shape
+        return found
 
     def draw(self, volume: Volume, draw: Draw) -> NDArray[np.float32]:
         """Return the maps that `draw` makes of the network's input, brought back to the grid of `volume`.
@@ -138,7 +160,8 @@ class Network:
         if given and "network_output" not in self.shapes and taken not in (0, given):
             return (
                 f"{self._title} has a network of {taken} input channels, and its preprocessing makes {given} of these "
-                f"images. Nothing was reported. A network made for color or for several series cannot read a gray one."
+                "images. Nothing was reported. A network made for color needs color = true in dicom.toml; one made for "
+                "several series needs a [[channel]] for each."
             )
         return f"{self._title} failed on an input of {volume.pixels.shape}: {type(error).__name__}: {error}"
 
@@ -151,9 +174,12 @@ class Network:
         return MetaTensor(answer.float().cpu())
 
 
-def _parse(folder: Path, device: torch.device) -> dict[str, Any]:
-    """Resolve the parts of `inference.json` that a reading needs, and nothing else of it."""
-    parser = ConfigParser()
+def _parse(bundle: Bundle, device: torch.device) -> dict[str, Any]:
+    """Resolve the parts of `inference.json` that a reading needs, and nothing else of it.
+
+    A detector is set up by what its evaluator requires (`evaluator::_requires_`): thresholds, sliding windows.
+    """
+    parser, folder = ConfigParser(), bundle.folder
     parser.read_config(str(folder / "configs" / "inference.json"))
     missing = [key for key in _NEEDED if key not in parser]
     if missing:
@@ -163,7 +189,12 @@ def _parse(folder: Path, device: torch.device) -> dict[str, Any]:
     for key in ("preprocessing", "postprocessing"):
         if f"{key}::transforms" in parser:
             parser[f"{key}::transforms"] = loaded.in_memory(parser[f"{key}::transforms"])
+    if bundle.dicom.kind == "detection":
+        layers.provide()
+        parser[_FIRST] = parser.get("evaluator::_requires_", [])
     parser.parse(True)
+    if _FIRST in parser:
+        parser.get_parsed_content(_FIRST)
     parts = {key: parser.get_parsed_content(key) for key in ("network_def", *_NEEDED) if key in parser}
     loaded.replace_files(parts["preprocessing"])
     loaded.replace_files(parts["postprocessing"])

@@ -66,8 +66,7 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
     point = stack.next(run.header(finding.source), finding.source)
     value = percent(finding.probability)
     image = _image(sr.SourceImageForMeasurement, run, finding.source)
-    parameters = [p for p in run.reading.algorithm.parameters if not p.startswith("threshold=")]
-    parameters.append(f"threshold={finding.threshold:.4g}")
+    parameters = _parameters(run, finding.threshold)
     if finding.sensitivity is not None:
         chosen = f"{percent(finding.sensitivity):g} % on validation patients"
         parameters.append(f"threshold chosen for a sensitivity of {chosen}")
@@ -100,6 +99,12 @@ def declined_group(run: Run, declined: Declined, stack: Stack) -> Group:
         measurements=[_num(name, round(value, 2), codes.NO_UNITS, ("POINT", point), run, declined.source)],
         source_images=[_image(sr.SourceImageForMeasurementGroup, run, declined.source)],
     )
+
+
+def _parameters(run: Run, threshold: float) -> list[str]:
+    """The algorithm's parameters with the one threshold that was used here."""
+    others = [p for p in run.reading.algorithm.parameters if not p.startswith("threshold=")]
+    return [*others, f"threshold={threshold:.4g}"]
 
 
 def segment_groups(

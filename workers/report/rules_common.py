@@ -140,6 +140,12 @@ def _bundle_codes(case: Case) -> Iterator[Code]:
         yield codes.probability_of(finding.type, finding.label, calibrated=finding.calibrated)
         if finding.site:
             yield finding.site
+    for detection in case.reading.detections:
+        yield detection.type
+        yield codes.number_of(detection.type, detection.label)
+        yield codes.probability_of(detection.type, detection.label, calibrated=detection.calibrated)
+        if detection.site:
+            yield detection.site
     for segmentation in case.reading.segmentations:
         for segment in segmentation.segments:
             yield from (segment.category, segment.type)

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node import codes
+from node.findings import Box
 from workers.report.case import Case, Rule, code_of, named, references, walk
 from workers.report.rules_common import model_item
 
+_BOX_TOLERANCE = 0.05
+"""Pixels; coordinates are written with two decimals, as single precision."""
 COMPREHENSIVE_3D_SR = "1.2.840.10008.5.1.4.1.1.88.34"
 
 
@@ -128,6 +133,7 @@ def _segments_exist(case: Case) -> Iterator[str]:
 
 def _all_evaluated(case: Case) -> Iterator[str]:
     wanted = {finding.label for finding in case.reading.findings}
+    wanted |= {detection.label for detection in case.reading.detections}
     wanted |= {segment.label for s in case.reading.segmentations for segment in s.segments}
     for ds in case.of_kind("SR"):
         groups = groups_of(ds)
@@ -144,6 +150,30 @@ def _visible(case: Case) -> Iterator[str]:
         drawn = [g for g in groups if any(i.ValueType == "SCOORD" and list(references(i)) for i in walk(g))]
         for uid in sorted(tracking_uids(groups) - tracking_uids(drawn)):
             yield f"{uid} has no coordinates on an image, and viewers would show nothing of the report"
+
+
+def _boxes(case: Case) -> Iterator[str]:
+    """TID 1410: each box is a closed region on the image in which its middle lies, and nothing else is one."""
+    boxes = [box for detection in case.reading.detections for box in detection.boxes]
+    for ds in case.of_kind("SR"):
+        made: list[tuple[str, int | None, NDArray[np.float64]]] = []
+        for region in named(ds, codes.IMAGE_REGION):
+            image = next(references(region))
+            points = np.array(region.GraphicData, np.float64).reshape(-1, 2)
+            made.append((str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber"), points))
+            header = case.by_uid.get(made[-1][0], Dataset())
+            if points.min() < 0 or (points.max(axis=0) > [header.get("Columns", 0), header.get("Rows", 0)]).any():
+                yield "a box reaches beyond its image"
+        lost = [box for box in boxes if not any(_is_box(box, *region) for region in made)]
+        if lost or len(made) != len(boxes):
+            yield f"there are {len(made)} regions for {len(boxes)} boxes, and {len(lost)} of these have none"
+
+
+def _is_box(box: Box, uid: str, frame: int | None, points: NDArray[np.float64]) -> bool:
+    x, y = [box.left, box.right, box.right, box.left, box.left], [box.top, box.top, box.bottom, box.bottom, box.top]
+    outline = np.column_stack([x, y])
+    same = (uid, frame) == (box.source.sop_instance_uid, box.source.frame_number)
+    return same and points.shape == outline.shape and np.allclose(points, outline, rtol=0, atol=_BOX_TOLERANCE)
 
 
 def _same_tracking(case: Case) -> Iterator[str]:
@@ -165,6 +195,7 @@ RULES = (
     Rule("15", "whatever is referenced, and every source, is listed as evidence", _evidence),
     Rule("16", "every segment is referenced and every referenced segment exists", _segments_exist),
     Rule("19", "every class of the model has a group, present or absent", _all_evaluated),
+    Rule("boxes", "every box of a detector is a region on its image", _boxes),
     Rule("28", "SEG and SR track the same things", _same_tracking),
     Rule("seen", "every tracked thing has coordinates on an image", _visible),
 )

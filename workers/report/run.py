@@ -13,7 +13,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from node import codes, uids
 from node.codes import Code
-from node.findings import Reading, Source, Volume
+from node.findings import Box, Reading, Source, Volume
 from workers.report import sources
 from workers.report.context import MANUFACTURER, Context, ResultKind
 
@@ -82,6 +82,12 @@ class Run:
         name = self.reading.algorithm.name
         where = (source.sop_instance_uid, str(source.frame_number or ""))
         return uids.derive_uid("tracking", self.study_instance_uid, self.series_instance_uid, *where, name, "declined")
+
+    def box_uid(self, label: str, box: Box) -> str:
+        """Return the Tracking UID of one box: the same when the same box is found again, and no other box's."""
+        where = f"{box.left:.1f} {box.top:.1f} {box.right:.1f} {box.bottom:.1f} {box.source.frame_number}"
+        name = self.reading.algorithm.name
+        return uids.derive_uid("box", self.study_instance_uid, box.source.sop_instance_uid, where, name, label)
 
     def series_number(self, kind: ResultKind) -> int:
         """Return a Series Number above those of the images, in a block of ten that belongs to the model."""
@@ -207,6 +213,8 @@ def _our_texts(reading: Reading) -> Iterable[str]:
     yield from reading.remarks
     for finding in reading.findings:
         yield from (finding.label, finding.type.meaning, finding.site.meaning if finding.site else "")
+    for detection in reading.detections:
+        yield from (detection.label, detection.type.meaning, detection.site.meaning if detection.site else "")
     for segmentation in reading.segmentations:
         for segment in segmentation.segments:
             modifier = segment.type_modifier.meaning if segment.type_modifier else ""

@@ -5,12 +5,14 @@ It is a picture, never the only carrier of a finding, and says on its face that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from pydicom import Dataset
 
 from node import codes
-from node.findings import Finding, Segment, Segmentation, Source, Volume
+from node.findings import Detection, Finding, Segment, Segmentation, Source, Volume
 from workers.report import groups, picture
 from workers.report.picture import Line
 from workers.report.run import Run, coded, finish
@@ -32,13 +34,14 @@ def build(run: Run, volume: Volume, ordinal: int) -> Dataset:
     """Return the key image of one volume or film: its findings, and the slice on which the segments are largest."""
     findings = [finding for finding in run.reading.findings if finding.source in volume.sources]
     segmentation = next((s for s in run.reading.segmentations if s.sources[0] in volume.sources), None)
-    k = _slice_to_show(volume, segmentation, findings)
-    lines = (*map(finding_line, findings), *_segment_lines(segmentation))
+    detections = [detection for detection in run.reading.detections if detection.source in volume.sources]
+    k = _slice_to_show(volume, segmentation, [*findings, *_best_first(detections)])
+    lines = (*map(finding_line, findings), *map(_detection_line, detections), *_segment_lines(segmentation))
     rendered = picture.render(
         pixels=volume.pixels[k],
         pixel_aspect=pixel_aspect(volume),
         window=picture.window(volume.pixels),
-        masks=list(_masks(segmentation, volume.sources[k])),
+        masks=[*_masks(segmentation, volume.sources[k]), *_boxes(detections, volume, k)],
         notice=NOTICE,
         caption=caption(run, volume, k),
         lines=lines,
@@ -51,7 +54,7 @@ def pixel_aspect(volume: Volume) -> float:
     return volume.spacing_mm[1] / volume.spacing_mm[2] if volume.spacing_mm else 1.0
 
 
-def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: Sequence[Finding]) -> int:
+def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: Sequence[Finding | Detection]) -> int:
     if segmentation is not None:
         return volume.sources.index(segmentation.sources[groups.key_slice(segmentation)])
     return volume.sources.index(findings[0].source) if findings else len(volume.sources) // 2
@@ -79,6 +82,30 @@ def finding_line(finding: Finding) -> Line:
     noun = "probability" if finding.calibrated else "score"
     values = f"{groups.percent(finding.probability):g} % {noun}, threshold {100 * finding.threshold:.3g} %"
     return Line(_FINDING if finding.present else _ABSENT, finding.label, values, solid=finding.present)
+
+
+def _best_first(detections: Sequence[Detection]) -> list[Detection]:
+    return sorted(detections, key=lambda detection: -max((box.score for box in detection.boxes), default=-1.0))
+
+
+def _detection_line(detection: Detection) -> Line:
+    """Return the line that tells how many of one thing were found, and the best of their scores."""
+    noun = "probability" if detection.calibrated else "score"
+    if not detection.boxes:
+        return Line(_ABSENT, detection.label, f"none found, threshold {100 * detection.threshold:.3g} %", solid=False)
+    best = groups.percent(detection.boxes[0].score)
+    return Line(detection.color, detection.label, f"{len(detection.boxes)} found, at most {best:g} % {noun}")
+
+
+def _boxes(detections: Sequence[Detection], volume: Volume, k: int) -> Iterator[picture.Mask]:
+    """Yield the boxes that reach to slice `k`, as masks to be outlined."""
+    for detection in detections:
+        for box in detection.boxes:
+            first, last = sorted(volume.sources.index(source) for source in (box.first, box.last))
+            mask = np.zeros(volume.pixels.shape[1:], np.bool_)
+            mask[int(box.top) : math.ceil(box.bottom), int(box.left) : math.ceil(box.right)] = True
+            if first <= k <= last and mask.any():
+                yield picture.Mask(mask, detection.color)
 
 
 def _segment_lines(segmentation: Segmentation | None) -> Iterator[Line]:

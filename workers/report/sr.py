@@ -14,6 +14,7 @@ from node import codes
 from node.codes import Code
 from node.findings import Volume
 from workers.report import sources
+from workers.report.boxes import detection_groups
 from workers.report.groups import Group, Stack, coded, declined_group, finding_group, segment_groups
 from workers.report.run import Run, finish
 
@@ -92,6 +93,9 @@ def _groups(run: Run, volumes: Sequence[Volume], segs: Sequence[Dataset | None])
         yield finding_group(run, finding, next(v for v in volumes if finding.source in v.sources), stack)
     for declined in run.reading.declined:
         yield declined_group(run, declined, stack)
+    for detection in run.reading.detections:
+        volume = next(v for v in volumes if detection.source in v.sources)
+        yield from detection_groups(run, detection, volume, stack)
     for segmentation, document in zip(run.reading.segmentations, segs, strict=True):
         volume = next(v for v in volumes if segmentation.sources[0] in v.sources)
         yield from segment_groups(run, segmentation, volume, document, stack)
