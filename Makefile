@@ -11,10 +11,11 @@ DATA ?= ../shared/data/train
 DICOM ?= ../shared/data/dicom
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos lint train pins bench-completeness bench-ingest bench-reading bench-guard bench-throughput bench-limits clean
+.PHONY: help setup demo test chaos fuzz lint train pins clean bench-ingest bench-strangers bench-completeness \
+  bench-throughput bench-limits bench-reading bench-guard
 
 help: ## List what can be done
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## Make .venv with .venv/bin/wetread; again only when the requirements changed
 
@@ -37,11 +38,9 @@ test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, 
 chaos: setup ## Kill everything again and again while studies come in (MINUTES=5, SEED=n); says what was lost: nothing
 	$(VENV)/bin/python -m tests.bench.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
-.PHONY: fuzz bench-strangers
-bench-strangers: setup ## Measure what 500 half-open connections and 5 new ones a second cost a known peer (ARGS='--rounds 3 --json')
-	$(VENV)/bin/python -m tests.bench.strangers $(ARGS)
-
 fuzz: setup ## Feed mutations to precheck, PDU stream, multipart parser and configuration (MINUTES=5); says how many it tried
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]' || \
+	  echo "atheris cannot be installed here: mutations go by chance alone"
 	$(VENV)/bin/python -m tests.fuzz --minutes $(MINUTES)
 
 lint: setup ## Check style and types
@@ -70,6 +69,9 @@ bench-throughput: setup ## Measure how many studies a minute 1, 2 and 4 workers 
 
 bench-limits: setup ## Measure the listener's memory, a study of 5,000 instances, and a start with 100,000 (ARGS='--json')
 	$(VENV)/bin/python -m tests.bench.limits $(ARGS)
+
+bench-strangers: setup ## Measure what 500 half-open connections and 5 new ones a second cost a known peer (ARGS='--rounds 3 --json')
+	$(VENV)/bin/python -m tests.bench.strangers $(ARGS)
 
 bench-completeness: setup ## Measure how soon a study with full evidence is queued (ARGS='--studies 50 --json')
 	$(VENV)/bin/python -m tests.bench.completeness $(ARGS)

@@ -142,7 +142,7 @@ class WorkerSettings(_Section):
     trusted: Folder = Path("trusted.toml")
     """The file of pins: which bundles may run."""
     device: Device = "auto"
-    runtime: Literal["auto", "torch", "openvino"] = "auto"
+    runtime: Literal["auto", "torch", "openvino"] = "torch"
     """What computes networks on a CPU."""
     job_timeout: Annotated[Duration, Field(gt=0)] = 900.0
     max_attempts: int = Field(default=3, ge=1, le=20, strict=True)
@@ -222,7 +222,7 @@ def load_settings(path: Path) -> Settings:
     """
     settings, lines = read_model(path, Settings)
     _refuse_duplicates(path, "peer", [peer.name for peer in settings.peer], lines)
-    _refuse_endless(path, settings, lines)
+    settings_rules.refuse_endless(path, settings, lines)
     settings_rules.refuse_open_doors(path, settings, lines)
     folder = path.resolve().parent
     return _resolve(settings, Path.cwd() if folder == SHIPPED.resolve() else folder)
@@ -253,26 +253,6 @@ def _refuse_duplicates(path: Path, table: str, names: list[str], lines: dict[Key
             first = line_of((table, names.index(name)), lines)
             line = line_of((table, index, "name"), lines)
             raise ConfigError(path, line, f'{table} "{name}": the name is taken by the {table} on line {first}')
-
-
-def _refuse_endless(path: Path, settings: Settings, lines: dict[Key, int]) -> None:
-    """Refuse rules of completeness by which some study would never be read, or ask an archive that is not there."""
-    rules, known = settings.completeness, ", ".join(settings.destination) or "none"
-    longest = "at least quiet_period was expected, or no study could become complete by it"
-    weights = "with quiet_weight it must be at least 1, or a study of which nothing else is known is never read"
-    faults = (
-        ("max_wait", rules.max_wait < rules.quiet_period, longest),
-        ("wait_weight", rules.quiet_weight + rules.wait_weight < 1, weights),
-        (
-            "archive",
-            rules.archive not in (None, *settings.destination),
-            f'there is no [destination] "{rules.archive}"; there is {known}',
-        ),
-        ("fetch", rules.fetch != "no" and rules.archive is None, "archive must name the destination to fetch from"),
-    )
-    for key, wrong, message in faults:
-        if wrong:
-            raise ConfigError(path, line_of(("completeness", key), lines), f"[completeness] {key}: {message}")
 
 
 def _refuse_conditions(path: Path, index: int, route: Route, lines: dict[Key, int]) -> None:

@@ -1,4 +1,4 @@
-"""What settings must not say together: who could reach the node, over which port, and with which proof."""
+"""What settings must not say together: who could reach the node and with which proof, and what would never be read."""
 
 from __future__ import annotations
 
@@ -26,6 +26,26 @@ def refuse_open_doors(path: Path, settings: Settings, lines: dict[Key, int]) -> 
     if not is_loopback(settings.web.bind) and settings.web.token_file is None:
         message = f"{settings.web.bind} is reachable from outside, so [web] token_file must name a file with the token"
         raise ConfigError(path, line_of(("web", "bind"), lines), f"[web] bind: {message}")
+
+
+def refuse_endless(path: Path, settings: Settings, lines: dict[Key, int]) -> None:
+    """Raise `ConfigError` when some study would never be complete, or an archive is asked that is not there."""
+    rules, known = settings.completeness, ", ".join(settings.destination) or "none"
+    longest = "at least quiet_period was expected, or no study could become complete by it"
+    weights = "with quiet_weight it must be at least 1, or a study of which nothing else is known is never read"
+    faults = (
+        ("max_wait", rules.max_wait < rules.quiet_period, longest),
+        ("wait_weight", rules.quiet_weight + rules.wait_weight < 1, weights),
+        (
+            "archive",
+            rules.archive not in (None, *settings.destination),
+            f'there is no [destination] "{rules.archive}"; there is {known}',
+        ),
+        ("fetch", rules.fetch != "no" and rules.archive is None, "archive must name the destination to fetch from"),
+    )
+    for key, wrong, message in faults:
+        if wrong:
+            raise ConfigError(path, line_of(("completeness", key), lines), f"[completeness] {key}: {message}")
 
 
 def _refuse_half_of_tls(path: Path, settings: Settings, lines: dict[Key, int]) -> None:
