@@ -16,6 +16,7 @@ from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.pdu_primitives import P_DATA
 
 from node.accept.guard import Limits
 from node.accept.listener import Listener, serve
@@ -129,6 +130,10 @@ def request(
         message.AffectedSOPClassUID, message.AffectedSOPInstanceUID = UID(sop_class), UID(sop_instance)
         message.DataSet = BytesIO(dataset)
         assoc.dimse.send_msg(message, context.context_id)
+        if not dataset:  # pynetdicom announces a data set and then sends none
+            nothing = P_DATA()
+            nothing.presentation_data_value_list.append((context.context_id, b"\x02"))
+            assoc.dul.send_pdu(nothing)
     finally:
         _config.VALIDATORS.update(validators)
     return int(context.context_id)
