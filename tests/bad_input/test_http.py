@@ -25,7 +25,7 @@ def test_who_has_no_token_stores_nothing(tmp_path: Path) -> None:
     with serving(tmp_path, token=TOKEN) as node:
         for header in ("", "Bearer", "Bearer wrong", "Bearer correct horse batterie", "Basic %%%", "Digest x"):
             assert node.post(multipart(part10()), Authorization=header).status_code == 401
-        assert not list(node.node.spool.instances())
+        assert not list(node.node.files())
         assert node.store(part10()) == (200, [])
 
 

@@ -41,7 +41,7 @@ def by_dimse(assoc: Association, one: Object) -> int | None:
 
 
 def kept(node: HttpNode) -> set[Path]:
-    return set(node.node.spool.instances())
+    return set(node.node.files())
 
 
 @pytest.mark.parametrize("one", OBJECTS, ids=[f"B{one.row}-{one.name}" for one in OBJECTS])
@@ -70,7 +70,7 @@ def test_strict_refuses_what_no_image_can_have(tmp_path: Path) -> None:
         assert {one.row for one in unusable()} == {23, 24, 25}
         for one in unusable():
             assert (one.name, by_dimse(assoc, one)) == (one.name, 0xA900)
-        assert not list(node.spool.instances())
+        assert not list(node.files())
         for good in (dataset(), image(), image(frames="7"), image(4, 6, bits=8, samples=3, photometric="RGB")):
             assert by_dimse(assoc, Object(0, "good", good)) == 0x0000
 
