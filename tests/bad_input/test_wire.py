@@ -115,7 +115,7 @@ def test_odd_association_requests_are_refused_and_cost_nothing(
         assert said == b"" or said[0] in (RJ, ABORT)
         assert time.monotonic() - started < 5
         before = before or resident_bytes()
-    assert resident_bytes() - before < 5 * 2**20
+    assert resident_bytes() - before < 16 * 2**20  # of the whole process, which does other things too
 
 
 def resident_bytes() -> int:
