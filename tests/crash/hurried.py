@@ -61,7 +61,7 @@ def reader(answers: str) -> None:
     from workers import reader as child
 
     canned: Any = types.ModuleType("workers.predict.reading")
-    canned.read = _predict
+    canned.read, canned.algorithm = _predict, _algorithm
     sys.modules["workers.predict.reading"] = canned
     pipeline._warm = _warm  # type: ignore[assignment]
     child.serve(int(answers), pipeline.read)
@@ -91,24 +91,30 @@ def _hurry_the_worker() -> None:
     deliveries.uncommitted = functools.partial(deliveries.uncommitted, max_attempts=10_000)
 
 
-def _warm(folder: str, digest: str, device: str) -> Any:
+def _warm(folder: str, digest: str, device: str, runtime: str) -> Any:
     from node import bundles
 
-    network = types.SimpleNamespace(peak_device_mb=0, shapes=())
+    network = types.SimpleNamespace(peak_device_mb=0, shapes=(), runtime=runtime)
     return bundles.load(Path(folder)), network
 
 
 def _predict(network: Any, volumes: Any, bundle: Any, started: datetime) -> Any:
-    from node.findings import Algorithm, Finding, Reading
+    from node.findings import Finding, Reading
 
     time.sleep(float(os.environ.get("WETREAD_CANNED_S", "0")))
-    names = (bundle.name, bundle.version, bundle.dicom.label, bundle.dicom.manufacturer, bundle.device_uid)
     entry = bundle.dicom.finding[0]
     said = tuple(
         Finding(entry.label, entry.type.to_code(), None, 0.7, entry.threshold, entry.calibrated, volume.sources[0])
         for volume in volumes
     )
-    return Reading(Algorithm(*names, weights_sha256="0" * 64), started, findings=said)
+    return Reading(_algorithm(bundle), started, findings=said)
+
+
+def _algorithm(bundle: Any) -> Any:
+    from node.findings import Algorithm
+
+    names = (bundle.name, bundle.version, bundle.dicom.label, bundle.dicom.manufacturer, bundle.device_uid)
+    return Algorithm(*names, weights_sha256="0" * 64)
 
 
 def _stopping() -> threading.Event:
