@@ -109,13 +109,17 @@ def accept(proposal: Proposal, supported: Sequence[PresentationContext], max_pdu
 
 
 def _check(contexts: Sequence[PresentationContext]) -> None:
-    """Raise `ValueError` unless there are contexts, odd and unique IDs, and UIDs to agree on (PS3.8 §9.3.2.2)."""
+    """Raise `ValueError` unless there are contexts, odd and unique IDs, and UIDs to agree on (PS3.8 §9.3.2.2).
+
+    An empty Abstract Syntax is one that nobody supports: that context alone is refused.
+    """
     numbers = [context.context_id or 0 for context in contexts]
     if not contexts or len(set(numbers)) < len(numbers) or any(number % 2 == 0 for number in numbers):
         raise ValueError("Presentation Contexts without odd and unique IDs")
     for context in contexts:
-        syntaxes = [context.abstract_syntax, *context.transfer_syntax]
-        if len(syntaxes) < 2 or not all(0 < len(syntax or "") <= _LONGEST_UID for syntax in syntaxes):
+        syntaxes, abstract = context.transfer_syntax, context.abstract_syntax
+        is_named = abstract is not None and len(abstract) <= _LONGEST_UID
+        if not is_named or not syntaxes or not all(0 < len(syntax) <= _LONGEST_UID for syntax in syntaxes):
             raise ValueError("a Presentation Context without an Abstract or a Transfer Syntax")
 
 

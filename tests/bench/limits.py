@@ -51,7 +51,7 @@ class Node:
 
     @contextmanager
     def running(self) -> Iterator[tuple[int, float]]:
-        """Yield the process's id and the seconds from its start to its first C-ECHO."""
+        """Yield the process's id and the seconds from its start until both doors answer."""
         command = [sys.executable, "-m", "node.cli", "serve", "--config", str(self.folder / "wetread.toml")]
         with (self.folder / "node.log").open("ab") as log:
             started = time.perf_counter()
@@ -74,6 +74,7 @@ class Node:
 
     def _answers(self) -> bool:
         try:
+            httpx.get(f"http://127.0.0.1:{self.web_port}/healthz").raise_for_status()
             return scanner.echo("127.0.0.1", self.port, ae="STORESCU", timeout=5.0) == 0
         except Exception:  # whatever a node that starts says
             return False
@@ -147,7 +148,7 @@ def _state(db: Database, study: str) -> str:
 
 
 def archive(folder: Path, instances: int) -> dict[str, float]:
-    """Return seconds: from start to the first C-ECHO, and the lists (medians of 5), with so many instances."""
+    """Return seconds: from start until both doors answer, and the lists (medians of 5), with so many instances."""
     node = Node(folder)
     fill(folder, instances)
     with node.running() as (_, start_s), httpx.Client(base_url=f"http://127.0.0.1:{node.web_port}") as client:

@@ -319,10 +319,10 @@ def test_a_clock_that_jumps_makes_no_second_job_and_no_disorder(database: Databa
     spool, ds, now, day = Spool(tmp_path / "spool", 0), header(), clock.now(), 86400.0
     studies.register(database, [received(spool, ds, now)])
     for at in (now + 1, now - day, 0.0, now + 2):
-        assert assembler.tick(database, settings, at) == 0
-    assert assembler.tick(database, settings, now + day) == 1
+        assert assembler.tick(database, spool, settings, at) == 0
+    assert assembler.tick(database, spool, settings, now + day) == 1
     for at in (now + 3, now - day, 0.0, now + 2 * day):
-        assert assembler.tick(database, settings, at) == 0
+        assert assembler.tick(database, spool, settings, at) == 0
     job = studies.NewJob(ds.StudyInstanceUID, 1, ds.SeriesInstanceUID, "b", "1", "d", "r", ("SR",), ())
     assert studies.routed(database, ds.StudyInstanceUID, 1, [job], "routed", now - day)
     assert not studies.routed(database, ds.StudyInstanceUID, 1, [job], "routed", now + day)

@@ -54,6 +54,8 @@ def complete(
             items.append(_item(derivations[place] + content + positions[place] + identification))
             masks.append(np.packbits(mask, axis=None, bitorder="little") if mask.size % 8 == 0 else mask)
     ds.NumberOfFrames = len(items)
+    if segments == 1 and _is_regular([images[k] for k in order]):
+        ds.DimensionOrganizationType = "3D"
     ds.PixelData = _even(_joined(masks))
     del ds[PER_FRAME]
     correct_ambiguous_vr(ds, is_little_endian=True)
@@ -78,6 +80,15 @@ def _in_order(images: Sequence[Dataset], shown: Sequence[int]) -> list[int]:
     cosines = np.array(images[0].ImageOrientationPatient, dtype=float)
     normal = np.cross(cosines[:3], cosines[3:])
     return sorted(shown, key=lambda k: -float(normal @ np.array(images[k].ImagePositionPatient, dtype=float)))
+
+
+def _is_regular(images: Sequence[Dataset]) -> bool:
+    """Say whether the planes of one segment, in the order of its frames, are a volume (PS3.3 §C.7.6.17)."""
+    if len(images) < 2:
+        return False
+    positions = np.array([image.ImagePositionPatient for image in images], dtype=float)
+    spacing, _ = hd.spatial.get_volume_positions(positions, images[0].ImageOrientationPatient, sort=False)
+    return spacing is not None and spacing > 0
 
 
 def _derivations(first: Dataset, images: Sequence[Dataset]) -> list[bytes]:

@@ -29,6 +29,8 @@ MIN_LENGTH = 6
 """Characters: a shorter value is in any text by chance."""
 MAX_INSTANCES = 2000
 """Headers that are read for values; each study has its patient in every instance."""
+_READING = "reading"
+"""Where a worker writes Evidence Documents before they are filed; as closed as the spool, and swept."""
 _REMEDY = "Keep this file from others and delete it; please report where the value stands, not the value."
 
 
@@ -75,7 +77,8 @@ def _places(spool: Spool, beside: Beside) -> Iterator[tuple[str, Iterable[bytes]
     """Name and lines of all that may be read by somebody who must not see patients."""
     paths = beside.log_files + [path for trail in beside.trails for path in files_below(trail)]
     if beside.state is not None:
-        inside = (path for path in sorted(beside.state.iterdir()) if path.resolve() != spool.root.resolve())
+        kept = (spool.root.resolve(), beside.state.resolve() / _READING)
+        inside = (path for path in sorted(beside.state.iterdir()) if path.resolve() not in kept)
         paths += [file for path in inside for file in files_below(path)]
         paths += [file for path in sorted(Path(tempfile.gettempdir()).glob("wetread-*")) for file in files_below(path)]
     for path in dict.fromkeys(paths):
