@@ -35,6 +35,7 @@ ROUTES = """
 name = "MR hangs"
 when = {ModalitiesInStudy = "MR"}
 models = ["stuck"]
+decline = "never"
 send_to = ["pacs"]
 
 [[route]]
