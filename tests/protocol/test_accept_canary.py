@@ -18,7 +18,7 @@ from pynetdicom import build_role
 from node import log
 from node.accept import contexts
 from node.settings import LogSettings
-from node.store.spool import Spool
+from node.store.ingestlog import IngestLog
 from tests.protocol.listening import associated, listening, store
 from tests.protocol.stowing import FORM, part10, serving
 from tests.unit.encoded import CT, EXPLICIT, dataset, element, image, nested, text, us
@@ -68,7 +68,7 @@ def test_no_canary_is_found(
         with associated(node.port, [(CT, [EXPLICIT])]) as assoc:
             statuses = [store(assoc, data) for data in faulty]
             statuses.append(store(assoc, dataset(PATIENT), sop_instance=NAME))
-            monkeypatch.setattr(Spool, "store_instance", _fail_with_the_data)
+            monkeypatch.setattr(IngestLog, "append", _fail_with_the_data)
             statuses.append(store(assoc, dataset(PATIENT)))
         _report_with_canaries(node.port)
         metrics = node.metrics.render()
@@ -98,7 +98,7 @@ def test_no_canary_is_found_behind_the_second_door(
         statuses = [node.store(file)[0] for file in files]
         statuses.append(node.store(*files, path=f"/studies/{NAME}")[0])
         statuses.append(node.post(PATIENT, Content_Type=f"{FORM}; x={NAME}").status_code)
-        monkeypatch.setattr(Spool, "store_instance", _fail_with_the_data)
+        monkeypatch.setattr(IngestLog, "append", _fail_with_the_data)
         statuses.append(node.store(files[0])[0])
         metrics, audit = node.node.metrics.render(), node.node.audit.read_text()
     assert statuses == [200, 409, 409, 409, 409, 409, 400, 400, 409]
@@ -109,7 +109,7 @@ def test_no_canary_is_found_behind_the_second_door(
     assert [canary for canary in CANARIES if canary in everything] == []
 
 
-def _fail_with_the_data(self: Spool, header: bytes, data: bytes) -> None:
+def _fail_with_the_data(self: IngestLog, header: bytes, data: bytes) -> None:
     raise ValueError(data.decode("latin-1"))
 
 
