@@ -21,7 +21,7 @@ from tests.e2e import wetread_node
 from tests.e2e.orthanc import free_port
 from tests.e2e.wetread_node import ROOT, WetreadNode
 
-JOB_TIMEOUT = "15 s"
+JOB_TIMEOUT = "30 s"
 MORE = f"""
 retry = "1 s"
 
@@ -82,7 +82,7 @@ def test_dead_letters_are_listed_shown_retried_and_dropped(node: tuple[WetreadNo
 
     job = wait_for_dead(running, "job")[0]
     assert job["bundle"] == "stuck"
-    assert "job_timeout (15 s)" in job["reason"]
+    assert "job_timeout (30 s)" in job["reason"]
     assert job["attempts"] == 2
     states = [event["to_state"] for event in running.wetread("dead", "show", job["id"])["history"]]
     assert states == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "DEAD"]
