@@ -86,7 +86,7 @@ def _is_regular(images: Sequence[Dataset]) -> bool:
     """Say whether the planes of one segment, in the order of its frames, are a volume (PS3.3 §C.7.6.17)."""
     if len(images) < 2:
         return False
-    positions = np.array([image.ImagePositionPatient for image in images], dtype=float)
+    positions = [[float(value) for value in image.ImagePositionPatient] for image in images]
     spacing, _ = hd.spatial.get_volume_positions(positions, images[0].ImageOrientationPatient, sort=False)
     return spacing is not None and spacing > 0
 
