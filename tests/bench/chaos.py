@@ -40,7 +40,7 @@ BROKER_WITHIN_S = 2.0
 """How long a broker that is to be killed is waited for; the node has to start it again."""
 LONGEST_S = 6.0
 """How long a lock, a hung broker or a PACS that is down lasts at most."""
-DRAIN_WITHIN_S = 240.0
+DRAIN_WITHIN_S = 900.0
 """How long after the last fault everything must have come to its end."""
 
 
