@@ -48,9 +48,7 @@ def detection_groups(run: Run, detection: Detection, volume: Volume, stack: Stac
         yield sr.PlanarROIMeasurementsAndQualitativeEvaluations(
             **common,
             tracking_identifier=sr.TrackingIdentifier(uid=run.box_uid(label, box), identifier=f"{label} {place}"),
-            referenced_region=sr.ImageRegion(
-                "POLYLINE", corners(box), _image(sr.SourceImageForRegion, run, box.source)
-            ),
+            referenced_region=_region(run, box),
             measurements=list(_scores(run, detection, box)),
             qualitative_evaluations=[_presence(present=True)],
         )
