@@ -25,6 +25,18 @@ def listener() -> Iterator[None]:
     targets.let_go()
 
 
+@pytest.fixture(autouse=True)
+def counted() -> None:
+    targets.count_from_here()
+
+
+def test_growth_is_a_finding() -> None:
+    kept: list[bytes] = []
+    targets.bounded(lambda data: kept.append(b"1" * 2**20), b"")
+    with pytest.raises(targets.Finding, match="grew by"):
+        targets.bounded(lambda data: kept.append(b"1" * (targets.MOST_GROWTH + 2**20)), b"")
+
+
 @pytest.mark.parametrize("name", ["precheck", "body", "config"])
 def test_no_mutation_raises_hangs_or_grows(name: str) -> None:
     @SHORT
