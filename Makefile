@@ -6,6 +6,7 @@ VENV := .venv
 ARGS ?=
 STUDY ?=
 MINUTES ?= 5
+JOBS ?= 2
 SEED ?=
 DATA ?= ../shared/data/train
 DICOM ?= ../shared/data/dicom
@@ -33,7 +34,7 @@ demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--ex
 
 test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, PostgreSQL are installed where possible
 	@tests/services.sh
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: setup ## Kill everything again and again while studies come in (MINUTES=5, SEED=n); says what was lost: nothing
 	$(VENV)/bin/python -m tests.bench.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
