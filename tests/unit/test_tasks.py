@@ -91,7 +91,9 @@ def test_a_message_that_comes_twice_is_read_once(tmp_path: Path, bundle: Bundle)
         assert run(desk, job_id)["history"] == run(desk, job_id)["history"]
 
 
-@pytest.mark.parametrize("value", [None, 3, "", "x", "../../etc/passwd", {"id": 1}, "5FD1457D-410B-4234-BE56-FCBD00CBA2E5"])
+@pytest.mark.parametrize(
+    "value", [None, 3, "", "x", "../../etc/passwd", {"id": 1}, "5FD1457D-410B-4234-BE56-FCBD00CBA2E5"]
+)
 def test_a_message_without_an_id_is_dropped(tmp_path: Path, value: Any, caplog: pytest.LogCaptureFixture) -> None:
     with desk_in(tmp_path) as desk:
         tasks.read(desk, value)
