@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydicom.uid import UID
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from node import uids
+from node.errors import Permanent
 from node.settings import Destination, Settings, TlsSettings
 from node.tls import client_context
 
-Kind = Literal["status", "rejected", "no_context", "aborted", "timeout", "unreachable"]
+Kind = Literal["status", "rejected", "no_context", "aborted", "timeout", "tls", "unreachable"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ class Answer:
     status: int | None = None
     rejection: tuple[int, int, int] | None = None
     note: str = ""
+    remedy: str = ""
+    """What to do about it, where the kind alone does not tell."""
 
     @property
     def code(self) -> str:
@@ -96,16 +101,39 @@ def associate(entity: AE, peer: Peer, write_timeout: float, **options: Any) -> A
         (evt.EVT_PDU_SENT, _on_pdu_sent),
         *options.pop("evt_handlers", []),
     ]
-    if peer.tls is not None:
-        options["tls_args"] = (client_context(peer.tls), peer.host)
+    try:
+        context = client_context(peer.tls) if peer.tls is not None else None
+    except Permanent as error:  # a file of ours; whoever puts it right need not know of what waits
+        return Answer("tls", note=str(error).removesuffix("."))
+    if context is not None:
+        options["tls_args"] = (context, peer.host)
     started = time.monotonic()
     try:
         assoc = entity.associate(peer.host, peer.port, ae_title=peer.ae_title, evt_handlers=handlers, **options)
     except OSError as error:
         return Answer("unreachable", note=f"{peer.host} does not resolve ({error.strerror})")
     if assoc.is_established:
+        if not _may_be_asked(handlers):
+            keep_answers(assoc)
         return Accepted(assoc)
+    if context is not None and context.failure is not None:
+        return Answer("tls", note=context.failure.what, remedy=context.failure.remedy)
     return _no_association(assoc, time.monotonic() - started)
+
+
+def keep_answers(assoc: Any) -> None:
+    """Let nobody but who asked take an answer.
+
+    pynetdicom's own thread looks for requests of the peer, and after a request of ours may still take the answer to
+    the next one away (it is told to pause, and has just been told to go on); the asker then waits for its timeout.
+    """
+    get_msg = assoc.dimse.get_msg
+    assoc.dimse.get_msg = lambda block=False: get_msg(True) if block else (None, None)
+
+
+def _may_be_asked(handlers: Iterable[tuple[Any, ...]]) -> bool:
+    """Say whether the peer may send requests of its own here; those of C-GET come while its answers are waited for."""
+    return any(handler[0] is evt.EVT_N_EVENT_REPORT for handler in handlers)
 
 
 def _no_association(assoc: Any, waited: float) -> Answer:
@@ -119,6 +147,20 @@ def _no_association(assoc: Any, waited: float) -> Answer:
     if assoc.requestor.primitive is not None and assoc.dul.socket is not None and waited >= assoc.acse_timeout:
         return Answer("timeout", note="no answer to the association request")
     return Answer("unreachable", note="no TCP connection")
+
+
+def echo(peer: Peer, timeouts: Timeouts) -> Answer:
+    """Send one C-ECHO (PS3.4 Annex A)."""
+    entity = entity_for(peer, timeouts)
+    entity.add_requested_context(Verification, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+    opened = associate(entity, peer, timeouts.write)
+    if isinstance(opened, Answer):
+        return opened
+    try:
+        status = opened.assoc.send_c_echo()
+        return Answer("status", int(status.Status)) if "Status" in status else Answer("aborted", note="no answer")
+    finally:
+        release(opened.assoc)
 
 
 def release(assoc: Any) -> None:

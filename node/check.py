@@ -131,11 +131,12 @@ def _saliency(route: Route, settings: Settings) -> str:
 
 
 def _echo(destination: Destination, settings: Settings) -> str:
+    from node import calling
     from node.errors import Transient
-    from node.simulate import scanner
 
-    host, port = destination.host, destination.port
-    status = scanner.echo(host, port, ae=settings.node.ae_title, called=destination.ae_title)
-    if status != 0:
-        raise Transient(f"{destination.ae_title} at {host}:{port} answered C-ECHO with {status:04X}H")
-    return f"{destination.ae_title} at {host}:{port} answers"
+    where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+    answer = calling.echo(calling.Peer.of(destination, settings), calling.Timeouts(dimse=10.0))
+    if answer.status != 0:
+        words = " ".join(filter(None, (f"({answer.note})." if answer.note else "", answer.remedy)))
+        raise Transient(f"{where} does not answer C-ECHO: {answer.code} {words}".rstrip())
+    return f"{where} answers{' over TLS' if destination.tls else ''}"

@@ -9,6 +9,8 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from node.errors import Permanent
@@ -66,9 +68,84 @@ def server_context(tls: TlsSettings) -> ssl.SSLContext:
     return context
 
 
-def client_context(tls: TlsSettings) -> ssl.SSLContext:
-    """Return the context for a destination: its name and certificate are checked, and it may ask for ours."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no TLS with a destination, and what to do about it; for people."""
+
+    what: str
+    remedy: str
+
+
+class ClientContext(ssl.SSLContext):
+    """The context of one call; `failure` says why it came to nothing, where TLS was the reason."""
+
+    failure: Failure | None = None
+
+
+class _Socket(ssl.SSLSocket):
+    """A socket that tells its context why TLS failed; pynetdicom would call that *no connection*."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError as error:
+            self._tell(error)
+            raise
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """With TLS 1.3 a peer refuses our certificate only after our handshake is done (RFC 8446 §4.4.2.4)."""
+        try:
+            return super().recv(buflen, flags)
+        except ssl.SSLError as error:
+            self._tell(error)
+            raise
+
+    def _tell(self, error: OSError) -> None:
+        if isinstance(self.context, ClientContext) and self.context.failure is None:
+            self.context.failure = _failure(error)
+
+
+_UNTRUSTED = Failure("its certificate is not of a CA that we trust", "Name the file of its CA in [tls] ca.")
+_WRONG_NAME = Failure(
+    "its certificate is for another name or address",
+    "Correct host of the [destination], or have a certificate with that name issued there.",
+)
+_OTHER_TLS = Failure(
+    "it does not speak TLS there, or none that is allowed (1.2 or newer, ECDHE with AES-GCM or ChaCha20)",
+    "Correct port or tls of the [destination], or enable TLS there.",
+)
+_OURS_REFUSED = Failure(
+    "it refuses our certificate, or wants one", "Name [tls] certificate and key of a CA that it trusts."
+)
+_VERIFICATION: Mapping[int, Failure] = {
+    9: Failure("its certificate is not valid yet", "Set the clocks, or wait."),
+    10: Failure("its certificate has expired", "Have it renewed there."),
+    18: _UNTRUSTED, 19: _UNTRUSTED, 20: _UNTRUSTED, 21: _UNTRUSTED,
+    23: Failure("its certificate was revoked", "Have a new one issued there."),
+    62: _WRONG_NAME, 64: _WRONG_NAME,
+}  # fmt: skip
+"""By OpenSSL's X509_V_ERR code."""
+_OF_OURS = ("UNKNOWN_CA", "CERTIFICATE_REQUIRED", "BAD_CERTIFICATE", "CERTIFICATE_EXPIRED", "CERTIFICATE_UNKNOWN",
+            "CERTIFICATE_REVOKED", "UNSUPPORTED_CERTIFICATE", "ACCESS_DENIED")  # fmt: skip
+"""Alerts of a peer about our certificate (RFC 8446 §6.2), as OpenSSL spells them at the end of its reason."""
+
+
+def _failure(error: OSError) -> Failure:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        other = Failure("its certificate cannot be trusted", "Have a new one issued there.")
+        return _VERIFICATION.get(error.verify_code, other)
+    if isinstance(error, ssl.SSLError) and str(error.reason).endswith(_OF_OURS):
+        return _OURS_REFUSED
+    return _OTHER_TLS
+
+
+def client_context(tls: TlsSettings) -> ClientContext:
+    """Return the context for one call to a destination: its name and certificate are checked, and it may ask for ours.
+
+    Raises `Permanent` when a file cannot be used.
+    """
+    context = ClientContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.sslsocket_class = _Socket
     _harden(context)
     _load(context, tls)
     if tls.ca is None:

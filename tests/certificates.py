@@ -12,6 +12,8 @@ import pytest
 
 from node.settings import TlsSettings
 
+LOOPBACK = "IP:127.0.0.1,DNS:localhost"
+
 
 @dataclass(frozen=True)
 class Authority:
@@ -23,11 +25,11 @@ class Authority:
     def ca(self) -> Path:
         return self.folder / "ca.pem"
 
-    def issue(self, name: str, *, days: int = 30) -> tuple[Path, Path]:
-        """A certificate for 127.0.0.1 and its key; with negative `days` it has expired."""
+    def issue(self, name: str, *, days: int = 30, valid_for: str = LOOPBACK) -> tuple[Path, Path]:
+        """A certificate for loopback, or what it is `valid_for`, and its key; with negative `days` it has expired."""
         key, asked, certificate = (self.folder / f"{name}.{end}" for end in ("key", "csr", "pem"))
         openssl("req", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", asked, "-subj", f"/CN={name}")
-        (self.folder / "extensions").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+        (self.folder / "extensions").write_text(f"subjectAltName={valid_for}\n")
         signed = ("-CA", self.ca, "-CAkey", self.folder / "ca.key", "-CAcreateserial", "-days", days)
         openssl("x509", "-req", "-in", asked, "-out", certificate, *signed, "-extfile", self.folder / "extensions")
         return certificate, key

@@ -35,17 +35,31 @@ FAILED_TOO_LONG = "it took longer than completeness.fetch_timeout"
 Take = Callable[[bytes, str, str, str], int]
 """Keeps one instance: data set, SOP Class, SOP Instance, Transfer Syntax; returns the status of the C-STORE."""
 
+ENTER_US = "enter {ae} with its address and port there, and let it query and retrieve"
 STATUSES: Mapping[int, str] = {
     0xA701: "it is out of resources: it cannot count the matches",
     0xA702: "it is out of resources: it cannot send them",
-    0xA801: "it does not know our AE Title: enter {ae} with its address and port there",
+    0xA801: f"it does not know our AE Title: {ENTER_US}",
     0xA900: "it takes the request for wrong",
+    0xC000: (
+        f"it could not do it: it may not know our AE Title, or not where we are ({ENTER_US}), or we do not know it "
+        "(name it among [[peer]])"
+    ),
     0xB000: "some of them could not be sent",
     0xFE00: "it cancelled the request",
     0x0122: "it does not support the SOP class",
     0x0124: "we are not authorized there",
 }
-"""What the statuses of C-FIND, C-MOVE and C-GET mean (PS3.4 §C.4.1.1.4, §C.4.2.1.5, §C.4.3.1.4)."""
+"""What the statuses of C-FIND, C-MOVE and C-GET mean (PS3.4 §C.4.1.1.4, §C.4.2.1.5, §C.4.3.1.4). C000H stands for
+all of C000H to CFFFH, unable to process: some archives say nothing else to an AE that they do not know."""
+ENDED = f"it ended the association instead of answering, as some do with an AE that may not ask: {ENTER_US}"
+REMEDIES: Mapping[str, str] = {
+    "RJ 1,1,3": ENTER_US,
+    "RJ 1,1,7": "correct ae_title of its [destination]",
+    "NO_CONTEXT": f"it does not offer Query/Retrieve, or not to us: {ENTER_US}",
+    "UNREACHABLE": "is it running, and are host and port of its [destination] right?",
+}
+"""What to do about there being no association, by the code of the answer (PS3.8 Table 9-21)."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +79,15 @@ class NoAnswer:
 
 
 def count(assoc: Any, study_uid: str) -> int | NoAnswer | None:
-    """Return Number of Study Related Instances (0020,1208); None where the archive does not say (it is optional)."""
+    """Return Number of Study Related Instances (0020,1208); None where the archive does not say (it is optional).
+
+    An archive that keeps a study for each Patient ID (Orthanc) answers several matches where the ID was corrected.
+    """
     found = _find(assoc, "STUDY", {"StudyInstanceUID": study_uid}, ("NumberOfStudyRelatedInstances",))
     if isinstance(found, NoAnswer):
         return found
-    number = found[0].get("NumberOfStudyRelatedInstances") if found else None
     try:
-        return None if number in (None, "") else int(str(number))
+        return sum(int(str(one.get("NumberOfStudyRelatedInstances"))) for one in found) if found else None
     except ValueError:
         return None
 
@@ -113,8 +129,8 @@ def get(
     classes = sorted({one.sop_class_uid for one in wanted if one.sop_class_uid})[:MAX_STORAGE_CONTEXTS]
     if not classes:
         return "it does not say of which SOP classes they are; use C-MOVE"
-    for sop_class in classes:
-        entity.add_requested_context(sop_class, list(syntaxes))
+    for sop_class, offered in _storage_contexts(classes, syntaxes):
+        entity.add_requested_context(sop_class, list(offered))
 
     def keep(event: Any) -> int:
         request = event.request
@@ -144,9 +160,11 @@ def asking(peer: Peer, timeouts: Timeouts) -> Iterator[Any]:
         calling.release(opened.assoc)
 
 
-def words(answer: Answer) -> str:
-    """Return why there was no association, for people."""
-    return f"{answer.code}{f' ({answer.note})' if answer.note else ''}"
+def words(answer: Answer, peer: Peer) -> str:
+    """Return why there was no association, and what to do about it, for people."""
+    said = f"{answer.code}{f' ({answer.note})' if answer.note else ''}"
+    remedy = answer.remedy or REMEDIES.get(answer.code, "")
+    return f"{said}; {remedy.format(ae=peer.calling_ae)}" if remedy else said
 
 
 def _find(assoc: Any, level: str, keys: Mapping[str, str], wanted: Sequence[str]) -> list[Dataset] | NoAnswer:
@@ -158,12 +176,14 @@ def _find(assoc: Any, level: str, keys: Mapping[str, str], wanted: Sequence[str]
     if not assoc.is_established:
         return NoAnswer("the association was lost")
     found: list[Dataset] = []
+    started = time.monotonic()
     for status, match in assoc.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
         code = status.get("Status")
         if code in (0xFF00, 0xFF01):
             found += [match] if match is not None else []
         elif code != 0x0000:
-            return NoAnswer(_said(code, ""))
+            is_late = time.monotonic() - started >= assoc.dimse_timeout
+            return NoAnswer(_said(code, assoc.requestor.ae_title, is_late))
     return found
 
 
@@ -174,13 +194,13 @@ def _retrieve(
     deadline = time.monotonic() + timeout_s
     opened = calling.associate(entity, peer, timeouts.write, **(more or {}))
     if isinstance(opened, Answer):
-        return words(opened)
+        return words(opened, peer)
     watchdog = threading.Timer(timeout_s, opened.assoc.abort)  # some archives neither send nor say anything
     watchdog.daemon = True
     watchdog.start()
     try:
         for identifier in _identifiers(study_uid, wanted):
-            wrong = _outcome(ask(opened.assoc, identifier), peer.calling_ae, deadline)
+            wrong = _outcome(ask(opened.assoc, identifier), peer.calling_ae, deadline, timeouts.dimse)
             if wrong:
                 return wrong
         return ""
@@ -191,17 +211,37 @@ def _retrieve(
         calling.release(opened.assoc)
 
 
-def _outcome(answers: Iterator[tuple[Dataset, Dataset | None]], ae_title: str, deadline: float) -> str:
+def _outcome(
+    answers: Iterator[tuple[Dataset, Dataset | None]], ae_title: str, deadline: float, patience_s: float
+) -> str:
+    heard = time.monotonic()
     for status, _ in answers:
         code = status.get("Status")
         if code in (0xFF00, 0xFF01):
+            heard = time.monotonic()
             continue
         if code is None and time.monotonic() >= deadline:
             return FAILED_TOO_LONG
         if code != 0x0000:
             failed = status.get("NumberOfFailedSuboperations")
-            return _said(code, ae_title) + (f" ({failed} failed)" if failed else "")
+            is_late = time.monotonic() - heard >= patience_s
+            return _said(code, ae_title, is_late) + (f" ({failed} failed)" if failed else "")
     return ""
+
+
+def _storage_contexts(
+    classes: Sequence[str], syntaxes: Sequence[str]
+) -> Iterator[tuple[str, Sequence[str]]]:  # fmt: skip
+    """Yield the Presentation Contexts to be sent these SOP classes: one for each Transfer Syntax, where there is room.
+
+    An archive accepts one syntax of a context, and what it holds in another it could only send by decoding it.
+    """
+    each = max(MAX_STORAGE_CONTEXTS // len(classes), 1)
+    apart, together = syntaxes[: each - 1], syntaxes[each - 1 :]
+    for sop_class in classes:
+        yield from ((sop_class, [syntax]) for syntax in apart)
+        if together:
+            yield sop_class, together
 
 
 def _identifiers(study_uid: str, wanted: Sequence[Wanted]) -> Iterator[Dataset]:
@@ -218,7 +258,8 @@ def _identifiers(study_uid: str, wanted: Sequence[Wanted]) -> Iterator[Dataset]:
             yield ds
 
 
-def _said(code: int | None, ae_title: str) -> str:
+def _said(code: int | None, ae_title: str, is_late: bool) -> str:
     if code is None:
-        return "it did not answer"
-    return f"{code:04X}H, {STATUSES.get(code, 'it could not do it').format(ae=ae_title)}"
+        return "it did not answer" if is_late else ENDED.format(ae=ae_title)
+    kind = 0xC000 if 0xC000 <= code <= 0xCFFF else code
+    return f"{code:04X}H, {STATUSES.get(kind, 'it could not do it').format(ae=ae_title)}"

@@ -42,7 +42,11 @@ def ask(db: Database, settings: Settings, now: Clock = clock.now, timeouts: Time
     with archive.asking(_peer(settings), timeouts) as assoc:
         for known in mine:
             if isinstance(assoc, Answer):
-                said: tuple[int | None, int | None, str] = (None, None, _silent(rules.archive, archive.words(assoc)))
+                said: tuple[int | None, int | None, str] = (
+                    None,
+                    None,
+                    _silent(rules.archive, archive.words(assoc, _peer(settings))),
+                )
             else:
                 said = _ask(db, assoc, rules.archive, known)
             completion.answered(db, known, *said)
@@ -119,7 +123,7 @@ def _retrieve(
     rules, peer, study_uid = settings.completeness, _peer(settings), known.study_instance_uid
     with archive.asking(peer, timeouts) as assoc:
         if isinstance(assoc, Answer):
-            return [], archive.words(assoc)
+            return [], archive.words(assoc, peer)
         missing = _missing(db, assoc, str(rules.archive), known)
     if isinstance(missing, NoAnswer):
         return [], missing.reason

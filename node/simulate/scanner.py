@@ -20,6 +20,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config, evt
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from node.calling import keep_answers
 from node.errors import Transient
 from node.uids import derive_uid
 
@@ -216,6 +217,7 @@ def _associate(entity: AE, host: str, port: int, called: str) -> Any:
     except OSError as error:  # the name does not resolve
         raise NoAssociation(f"{called} at {host}:{port} was not found: {error.strerror}. Nothing was sent.") from None
     if assoc.is_established:
+        keep_answers(assoc)
         return assoc
     answer = assoc.acceptor.primitive
     if assoc.is_rejected and answer is not None:

@@ -36,6 +36,8 @@ from tests.e2e.orthanc import free_port
 from tests.e2e.wetread_node import CONFIG, ROOT
 
 STUDY_OF, BATCH = 20, 500
+COLUMNS = 32768
+"""Of a large instance: Rows has 16 bits."""
 
 
 class Node:
@@ -70,7 +72,10 @@ class Node:
         """Send on one association; raises RuntimeError when an instance was not acknowledged."""
         result = scanner.send(datasets, "127.0.0.1", self.port, ae="STORESCU", timeout=300.0)
         if not result.ok:
-            raise RuntimeError("an instance was not acknowledged")
+            log = (self.folder / "node.log").read_text()[-2000:]
+            raise RuntimeError(
+                f"{len(result.refused)} of {len(result.sent)} were not acknowledged: {result.refused[0]}\n{log}"
+            )
 
     def _answers(self) -> bool:
         try:
@@ -103,8 +108,8 @@ def memory(folder: Path, instances: int, large_mb: int) -> dict[str, float]:
         first = _peak(pid, lambda: _eight(node, instances))
         second = _peak(pid, lambda: _eight(node, instances))
         before = pss_mb(pid)
-        rows = large_mb * 2**20 // (2 * 8192)
-        large = _peak(pid, lambda: node.send(slices(1, rows, 8192)))
+        rows = large_mb * 2**20 // (2 * COLUMNS)
+        large = _peak(pid, lambda: node.send(slices(1, rows, COLUMNS)))
     growth = (second - first) / (8 * instances) * 1024
     return {"rest": rest, "eight": second, "growth_kb_per_instance": growth, "large_adds": large - before}
 

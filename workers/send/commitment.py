@@ -38,7 +38,7 @@ LINGER_S = 1.0
 UNREACHED_REST_S = 60.0
 """How long to rest when the destination was not reached at all."""
 
-_NOBODY_THERE: tuple[Kind, ...] = ("unreachable", "timeout", "aborted")
+_NOBODY_THERE: tuple[Kind, ...] = ("unreachable", "tls", "timeout", "aborted")
 _REQUEST_STORAGE_COMMITMENT = 1
 _CLASS_NOT_SUPPORTED = 0x0122
 _log = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from workers.send.cstore import Answer, Kind
@@ -68,6 +68,7 @@ ANSWERS: dict[Kind, Ruling] = {
     "no_context": Ruling(V.DEAD, "The destination does not accept this SOP Class.", "Enable it there."),
     "aborted": Ruling(V.RETRY, "The association ended before an answer; whether it was stored is unknown."),
     "timeout": Ruling(V.RETRY, "No answer in time; whether it was stored is unknown."),
+    "tls": Ruling(V.RETRY, "There is no TLS with the destination."),
     "unreachable": Ruling(V.RETRY, "The destination cannot be reached.", "Is it running, and are host and port right?"),
 }
 
@@ -85,7 +86,8 @@ def judge(answer: Answer) -> Ruling:
     if answer.kind == "rejected" and answer.rejection is not None:
         result, source, reason = answer.rejection
         return PASSING if result == 2 else REJECTIONS.get((source, reason), PERMANENT)
-    return ANSWERS[answer.kind]
+    ruling = ANSWERS[answer.kind]
+    return replace(ruling, remedy=answer.remedy) if answer.remedy else ruling
 
 
 def rest(attempts: int, key: str) -> float:
