@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 MAX_BATCH = 200
 GATHER_S = 0.05
 """How long the first instance of a batch waits for others: each transaction costs a sync, as much as an instance."""
+STREAM, GATHER_STREAM_S = 5, 0.3
+"""After a batch of so many the next one is waited for longer: its transaction costs as much for one as for fifty."""
 MAX_WAITING = 100_000
 """Instances that may wait for the index; about 100 MB. Beyond it senders are told to come back later."""
 
@@ -168,6 +170,7 @@ class Registrar:
         self._queue: queue.SimpleQueue[_Waiting | Release | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._ended = False
+        self._gather_s = GATHER_S
         self._waiting, self._lock = 0, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="registrar", daemon=True)
         self._thread.start()
@@ -235,13 +238,16 @@ class Registrar:
             try:
                 waiting = self._queue.get(timeout=max(deadline - time.monotonic(), 0) if batch else None)
             except queue.Empty:
-                return batch
+                break
             if waiting is None:
                 self._ended = True
-                return batch
+                break
             if not batch:
-                deadline = time.monotonic() + GATHER_S
+                deadline = time.monotonic() + self._gather_s
             batch.append(waiting)
+            if isinstance(waiting, Release):  # evidence that a study is whole is not kept waiting
+                break
+        self._gather_s = GATHER_STREAM_S if len(batch) >= STREAM else GATHER_S
         return batch
 
     def _register_batch(self, batch: Sequence[Received]) -> None:

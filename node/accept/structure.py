@@ -37,6 +37,8 @@ _SHORT_VR = frozenset(
 )
 
 _tag_of = struct.Struct("<HH").unpack_from
+_short_of = struct.Struct("<HH2sH").unpack_from
+_implicit_of = struct.Struct("<HHL").unpack_from
 _u16 = struct.Struct("<H").unpack_from
 _u32 = struct.Struct("<L").unpack_from
 
@@ -104,9 +106,52 @@ class _Walk:
                 raise Broken("cut off" if len(self._stack) == 1 else "a delimiter or element is cut off")
             elif frame.is_sequence:
                 self._item(frame)
-            else:
+            elif not (self._implicit_run(frame.limit) if frame.implicit else self._short_run(frame.limit)):
                 self._element(frame)
         return self._found
+
+    def _short_run(self, limit: int) -> int:
+        """Step over ordinary elements with a short VR and return how many; `_element` judges whatever is not.
+
+        Nearly all elements are such, and a call for each of them is most of what a walk costs.
+        """
+        data, position, count, odd = self._data, self._position, 0, 0
+        end, most = limit - 8, MAX_ELEMENTS - self._elements
+        wanted: Collection[int] = self._wanted if len(self._stack) == 1 else ()
+        while position <= end and count < most:
+            group, number, vr, length = _short_of(data, position)
+            after = position + 8 + length
+            if vr not in _SHORT_VR or after > limit or not _FIRST_GROUP <= group < 0xFFFE:
+                break
+            if wanted and (tag := group << 16 | number) in wanted:
+                self._keep(tag, Element(vr.decode("ascii"), position + 8, length))
+            odd += length & 1
+            count += 1
+            position = after
+        return self._stepped(position, count, odd)
+
+    def _implicit_run(self, limit: int) -> int:
+        """The same for elements in Implicit VR that can be no sequence."""
+        data, position, count, odd = self._data, self._position, 0, 0
+        end, most = limit - 8, MAX_ELEMENTS - self._elements
+        wanted: Collection[int] = self._wanted if len(self._stack) == 1 else ()
+        while position <= end and count < most:
+            group, number, length = _implicit_of(data, position)
+            after, tag = position + 8 + length, group << 16 | number
+            if after > limit or not _FIRST_GROUP <= group < 0xFFFE or _dictionary_vr(tag) == "SQ":
+                break
+            if tag in wanted:
+                self._keep(tag, Element("", position + 8, length))
+            odd += length & 1
+            count += 1
+            position = after
+        return self._stepped(position, count, odd)
+
+    def _stepped(self, position: int, count: int, odd: int) -> int:
+        self._position = position
+        self._elements += count
+        self._found.odd_lengths += odd
+        return count
 
     def _element(self, frame: _Frame) -> None:
         start = self._position

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from node.errors import NoRoom
 from node.store.spool import FILE_MODE, FOLDER_MODE, Spool, touched
 
 _CHUNK = 1 << 20
+_numbers = count()
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def lay_out(spool: Spool, piece: Piece) -> None:
 
 
 def _copy(spool: Spool, piece: Piece, final: Path) -> None:
-    descriptor, name = tempfile.mkstemp(suffix=".part", dir=spool.tmp)
+    temporary = spool.tmp / f"{piece.sha256}-{os.getpid()}-{next(_numbers)}.part"
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         try:
             os.fchmod(descriptor, FILE_MODE)
@@ -50,18 +52,20 @@ def _copy(spool: Spool, piece: Piece, final: Path) -> None:
         finally:
             os.close(descriptor)
         try:
-            Path(name).rename(final)
+            temporary.rename(final)
         except FileNotFoundError:
             final.parent.mkdir(mode=FOLDER_MODE, exist_ok=True)
-            Path(name).rename(final)
+            temporary.rename(final)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def _holds(path: Path, piece: Piece) -> bool:
     """Say whether the file is there and ends with the data set of `piece`."""
     tail = piece.size - piece.header
+    if not path.exists():  # nearly always, and cheaper to ask than to catch
+        return False
     try:
         with path.open("rb") as file:
             start = os.fstat(file.fileno()).st_size - tail

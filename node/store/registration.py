@@ -8,7 +8,7 @@ was promised that they are kept, and why it sends them again is not for us to gu
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal
 
@@ -99,12 +99,17 @@ def _register_study(connection: sa.Connection, study_uid: str, received: Sequenc
     images = [i for i in new if not i.is_own_result]
     if images:
         _take_in(connection, study, images, late)
+    if new:
+        settled = int(late == "ignore" and study["state"] not in _OPEN)
+        common = {"revision": study["revision"] + 1, "settled": settled}
+        connection.execute(_INSERT_INSTANCE, [_values(instance) | common for instance in new])
     for instance in new:
-        values = {"is_own_result": int(instance.is_own_result), "revision": study["revision"] + 1}
-        values["settled"] = int(late == "ignore" and study["state"] not in _OPEN)
-        connection.execute(_INSERT_INSTANCE, asdict(instance) | values)
         _note(connection, instance, known[instance.sop_instance_uid])
     return len(new)
+
+
+def _values(instance: Received) -> dict[str, Any]:
+    return vars(instance) | {"is_own_result": int(instance.is_own_result)}
 
 
 def _note(connection: sa.Connection, instance: Received, copies: dict[str, _Copy]) -> None:
