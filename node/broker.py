@@ -64,14 +64,14 @@ def check_url(url: str, source: str) -> None:
         raise ConfigError(source, None, f"url: {error}") from None
 
 
-def make_app(url: str) -> Celery:
-    """Return a Celery app for `url`; it has no tasks of its own, those are the worker's.
+def make_app(url: str, kind: type[Celery] | None = None) -> Celery:
+    """Return a Celery app for `url`, of the class `kind`; it has no tasks of its own, those are the worker's.
 
     Early acknowledgement, no result backend, JSON only, no prefetch: the database decides who runs what.
     """
     from celery import Celery  # costs 0.2 s, which `wetread --help` need not pay
 
-    app = Celery("wetread", broker=url)
+    app = (kind or Celery)("wetread", broker=url)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",

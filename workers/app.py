@@ -43,9 +43,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 def make_app(url: str, desk: Desk) -> Celery:
     """Return the app with its two tasks, both working at `desk`."""
-    from workers import tasks
+    from workers import messages, tasks
 
-    app = broker.make_app(url)
+    app = broker.make_app(url, messages.Listener)
 
     def read(job_id: str) -> None:
         tasks.read(desk, job_id)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Deed = Literal[
-    "reject", "status", "drop", "hang", "stall", "refuse_request", "not_held", "no_report",
+    "reject", "status", "drop", "hang", "stall", "refuse_request", "cut_request", "not_held", "no_report",
     "refuse_query", "hang_query", "refuse_retrieve", "hang_retrieve",
 ]  # fmt: skip
 """What goes wrong:
@@ -19,6 +19,7 @@ drop            the connection is cut instead of an answer; the instance is kept
 hang            no answer for `seconds`; the instance is kept if `keep`
 stall           the peer stops reading for `seconds` once a C-STORE has begun (TCP window closed)
 refuse_request  the N-ACTION is answered with `status`
+cut_request     the connection is cut instead of an answer to any N-ACTION but the first of its association
 not_held        the commitment report lists the instance as failed with reason 0112H (PS3.3 §C.14.1.1)
 no_report       the N-ACTION is accepted and no N-EVENT-REPORT follows
 refuse_query    the C-FIND is answered with `status`

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakSet
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -87,11 +88,12 @@ class Pacs:
         self.archive = Archive(folder)
         self.requests: list[CommitmentRequest] = []
         self.contexts_offered: list[int] = []
-        self._syntaxes = list(transfer_syntaxes or _all_syntaxes())
+        self._syntaxes = list(transfer_syntaxes or dict.fromkeys([*NATIVE, *ALL_TRANSFER_SYNTAXES]))
         self._refuse = frozenset(refuse)
         self._stopping = threading.Event()
         self._server: Any = None
         self._reporters: list[threading.Thread] = []
+        self._asked: WeakSet[Any] = WeakSet()  # associations that have brought a commitment request
 
     def start(self) -> Pacs:
         """Listen, and set `port`."""
@@ -235,6 +237,10 @@ class Pacs:
         fault = self.faults.take("refuse_request")
         if fault:
             return fault.status, None
+        if event.assoc in self._asked and self.faults.take("cut_request"):
+            event.assoc.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+            return 0x0110, None
+        self._asked.add(event.assoc)
         asked = event.action_information
         references = tuple(
             (str(i.ReferencedSOPClassUID), str(i.ReferencedSOPInstanceUID)) for i in asked.ReferencedSOPSequence
@@ -307,11 +313,6 @@ def _send_report(assoc: Any, information: Dataset, kind: int) -> bool:
     except (RuntimeError, ValueError):
         return False
     return getattr(status, "Status", None) == 0x0000
-
-
-def _all_syntaxes() -> list[str]:
-    """Return every Transfer Syntax that pynetdicom knows, Explicit VR Little Endian first."""
-    return [*NATIVE, *(syntax for syntax in ALL_TRANSFER_SYNTAXES if syntax not in NATIVE)]
 
 
 def _on_open(event: Any) -> None:

@@ -34,7 +34,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("workers.evaluate",),
     ("workers.train",),
     ("workers.reader",),
-    ("workers.tasks",),
+    ("workers.messages", "workers.tasks"),
     ("workers.app",),
     ("node.daemon",),
     (
@@ -74,7 +74,7 @@ ONLY_IN = {
     "matplotlib": ("workers.evaluate", "workers.train"),
     "nibabel": ("workers.evaluate",),
     "highdicom": ("workers.report",),
-    "celery": ("node.broker", "workers.app", "workers.tasks"),
+    "celery": ("node.broker", "workers.app", "workers.messages", "workers.tasks"),
     "starlette": ("node.web",),
     "markdown_it": ("node.web",),
     "click": ("node.cli",),

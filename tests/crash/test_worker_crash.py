@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -11,8 +14,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from redis import Redis
 
 from node import broker, clock, embedded
 from node.route import doorbell
@@ -33,6 +38,8 @@ class Site:
     db: Database
     url: str
     ring: broker.Bell
+    log: Path | None = None
+    """Where a worker writes; None: where the tests do."""
 
     def queue(self) -> str:
         settings = settings_in(self.folder)
@@ -50,10 +57,16 @@ class Site:
     def flush(self) -> None:
         assert embedded._ask(Path(self.url.removeprefix("redis+socket://")), b"FLUSHALL\r\n", 5.0) == b"+OK\r\n"
 
+    def push(self, queue: str, data: bytes) -> None:
+        """Push anything into a queue, past the bell."""
+        with Redis(unix_socket_path=self.url.removeprefix("redis+socket://")) as redis:
+            redis.lpush(f"wetread:{queue}", data)
+
     @contextmanager
     def worker(self, mode: str) -> Iterator[subprocess.Popen[bytes]]:
         command = [sys.executable, "-m", "tests.crash.worker_process", str(self.folder), self.url, mode, str(LEASE_S)]
-        with subprocess.Popen(command, cwd=ROOT) as process:
+        log = self.log.open("ab") if self.log else None
+        with subprocess.Popen(command, cwd=ROOT, stderr=log) as process:
             try:
                 yield process
             finally:
@@ -166,14 +179,70 @@ def test_a_worker_told_to_stop_finishes_its_reading_and_ends(site: Site) -> None
     assert site.state(job_id) == "REPORTED"
 
 
-def test_a_message_that_is_no_task_of_ours_is_dropped_and_the_worker_lives(site: Site) -> None:
-    app = broker.make_app(site.url)
-    with site.worker("good"):
-        app.send_task("os.system", args=["true"], queue="read", retry=False)
-        app.send_task("wetread.read", args=["../../x"], queue="read", retry=False)
-        app.send_task("wetread.read", args=[1, 2, 3], queue="read", retry=False)
+class Trap:
+    """Unpickled, it leaves a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self._path),)
+
+
+def poison(folder: Path) -> list[bytes]:
+    """What anybody may push who can write into the broker: raw, and in the envelope of a message of Celery."""
+    trap = pickle.dumps(Trap(folder / "sprung"))
+    raw = [trap, b'{"body": "', b"", b"\xff\xfe", b"[" * 40_000, b"[]", b"null", b"{}", b"x" * 100_000]
+    wrapped = (
+        message(trap, "application/x-python-serialize"), message(trap), message(b"[["), message(b"[[], {}, {}]"),
+        message(b'[["a", "b"], {}, {}]'), message(b'[["a"], {"k": 1}, {}]'), message(b"[[7], {}, {}]"),
+        message(task="os.system"), message() | {"body": "!!!"}, message() | {"body": 7},
+        message() | {"properties": None, "body": 7}, message() | {"headers": []},
+    )  # fmt: skip
+    return raw + [json.dumps(one).encode() for one in wrapped]
+
+
+def message(
+    body: bytes = b'[["a"], {}, {}]', content: str = "application/json", task: str = "wetread.read"
+) -> dict[str, Any]:
+    return {
+        "body": base64.b64encode(body).decode(),
+        "content-encoding": "utf-8",
+        "content-type": content,
+        "headers": {"task": task, "id": "1", "lang": "py"},
+        "properties": {"delivery_tag": "1", "delivery_info": {"routing_key": "read"}, "body_encoding": "base64"},
+    }
+
+
+def test_poison_in_the_queue_is_dropped_with_one_line_and_the_worker_goes_on(site: Site) -> None:
+    site.log = site.folder / "worker.log"
+    with site.worker("good") as worker:
+        for letter in poison(site.folder):
+            site.push("read", letter)
+        site.ring("read", "../../x")  # one of ours but for the id
         job_id = site.queue()
-        site.until(lambda: site.state(job_id) == "REPORTED", ticking=True)
+        site.until(lambda: site.state(job_id) == "REPORTED", ticking=True, within=60)
+        assert worker.poll() is None
+    assert not (site.folder / "sprung").exists()
+    log = site.log.read_text()
+    assert log.count("queue read of the broker are none of ours") == 1
+    assert "give the node one of its own" in log
+    assert "carried no id; it was dropped" in log
+    assert "Traceback" not in log
+
+
+def test_a_job_whose_message_was_lost_with_poison_is_rung_for_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = site.queue()
+    assert site.tick() == 1
+    site.flush()
+    for letter in poison(site.folder):
+        site.push("read", letter)
+    monkeypatch.setattr(doorbell, "AGAIN_AFTER_S", 0.5)
+    with site.worker("good"):
+        site.until(lambda: site.state(job_id) == "REPORTED", ticking=True, within=60)
+    assert jobs.show(site.db, job_id)["attempts"] == 1
 
 
 def test_the_worker_command_runs_a_process_per_queue_and_replaces_one_that_dies(site: Site) -> None:

@@ -20,7 +20,7 @@ from workers.send import commitment
 from workers.send.cstore import Timeouts
 from workers.send.outbox import deliver
 
-QUICK = Timeouts(connect=2, acse=2, dimse=2, write=2)
+QUICK = Timeouts(connect=20, acse=20, dimse=20, write=20)
 STUDY = "2.25.4712"
 
 
@@ -73,6 +73,40 @@ def test_one_transaction_for_each_study(tmp_path: Path) -> None:
         wait_for(node, {"COMMITTED"})
         assert len({request.transaction_uid for request in pacs.requests}) == 2
         assert [len(request.references) for request in pacs.requests] == [2, 2]
+
+
+@pytest.mark.parametrize("report", ["same", "new"])
+def test_many_studies_are_asked_for_over_one_association(tmp_path: Path, report: Literal["same", "new"]) -> None:
+    with pair(tmp_path, report) as (node, pacs):
+        send_all(node, [file_study(node, f"{STUDY}.{number}", ["SR"])[0] for number in range(20)])
+        before = len(pacs.contexts_offered)
+        assert tick(node) == 20
+        assert len(pacs.contexts_offered) == before + 1
+        wait_for(node, {"COMMITTED"}, 60)
+        assert len({request.transaction_uid for request in pacs.requests}) == 20
+
+
+def test_a_pacs_that_takes_one_request_for_each_association_is_asked_for_all(tmp_path: Path) -> None:
+    with pair(tmp_path, "new") as (node, pacs):
+        send_all(node, [file_study(node, f"{STUDY}.{number}", ["SR"])[0] for number in range(3)])
+        pacs.faults.add(Fault("cut_request"))
+        for _round in range(4):
+            tick(node)
+            node.at += 5
+        pacs.faults.clear()
+        tick(node)
+        wait_for(node, {"COMMITTED"}, 60)
+        assert {row["commit_attempts"] for row in deliveries.listing(node.db)} == {1}
+
+
+def test_a_busy_study_keeps_no_other_waiting(tmp_path: Path) -> None:
+    with pair(tmp_path, "same", faults=[Fault("refuse_request", status=0x0213, times=1)]) as (node, _):
+        send_all(node, [file_study(node, f"{STUDY}.{number}", ["SR"])[0] for number in range(3)])
+        assert tick(node) == 2
+        wait_for(node, {"COMMITTED", "SENT"})
+        node.at += 7
+        assert tick(node) == 1
+        wait_for(node, {"COMMITTED"})
 
 
 def test_nothing_is_asked_of_a_destination_without_commitment(tmp_path: Path) -> None:
