@@ -32,7 +32,8 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     """Run the node: take studies and decide what reads them; a `wetread worker` reads and delivers.
 
     With --role only some of its parts run here, the others in other processes or on other hosts with the same
-    database, broker and spool. SIGHUP has the configuration read again: routes, destinations, completeness, retention.
+    database, broker and spool. SIGHUP has the configuration read again: routes, destinations, completeness, retention;
+    and new listener processes take the place of the old ones, which end with their associations.
     """
     from node import broker
     from node.daemon import Node, Role, Worker
@@ -64,6 +65,7 @@ def _reload(node: Node, config: Path | None) -> None:
     try:
         node.reload(*load_all(config))
         log.info("The configuration was read again.", extra={"action": "configuration_reloaded"})
+        node.roll()
     except WetreadError as error:
         log.error("The old configuration stays. %s", error, extra={"action": "configuration_refused"})
 

@@ -150,6 +150,11 @@ class Node:
             raise Permanent(f"wetread.toml: {', '.join(fixed)} changed, which needs a restart.")
         self.settings, self.routes = settings, routes
 
+    def roll(self) -> None:
+        """Put new listener processes in the place of the old ones, which end with their associations."""
+        if Role.LISTENER in self.roles:
+            self.listener.roll()
+
     @property
     def web_address(self) -> str:
         """Where the status pages are."""
@@ -218,7 +223,8 @@ class Node:
 
     def _listen(self) -> listener.Listener:
         try:
-            return listener.serve(self.settings, self.db, self.spool, self.registry)
+            lost = partial(recover, self.db, self.spool)
+            return listener.serve(self.settings, self.db, self.spool, self.registry, lost=lost)
         except OSError as error:
             where = f"{self.settings.node.bind}:{self.settings.node.port}"
             raise Permanent(f"The node cannot listen on {where}: {error.strerror}. Change [node] port.") from None
@@ -267,9 +273,6 @@ class Node:
             ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), self._committing(), arrived)),
             ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, clock.now())),
         )
-
-    def _assemble(self) -> int:
-        return assembler.tick(self.db, self.spool, self.settings, clock.now(), self._trail)
 
     def _committing(self) -> list[str]:
         return [name for name, destination in self.settings.destination.items() if destination.commitment]

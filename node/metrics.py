@@ -39,6 +39,16 @@ class Metric:
         with self._lock:
             return self._values.get(self._key(labels), 0.0)
 
+    def counted(self) -> list[tuple[tuple[str, ...], float]]:
+        """Return every number with the values of its labels."""
+        with self._lock:
+            return sorted(self._values.items())
+
+    def grow(self, key: tuple[str, ...], amount: float) -> None:
+        """Add `amount` to the number that `counted` named so, perhaps in another process."""
+        with self._lock:
+            self._values[key] = self._values.get(key, 0.0) + amount
+
     def lines(self) -> Sequence[str]:
         """Return the metric in the text format."""
         with self._lock:
@@ -77,6 +87,11 @@ class Registry:
         gauge = self.gauge(name, help_text)
         with self._lock:
             self._probes.append((gauge, read))
+
+    def counters(self) -> dict[str, Metric]:
+        """Return the counters by their names."""
+        with self._lock:
+            return {name: metric for name, metric in self._metrics.items() if metric.kind == "counter"}
 
     def render(self) -> str:
         """Return all metrics as one page in the text format 0.0.4."""

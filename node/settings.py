@@ -52,6 +52,8 @@ class NodeSettings(_Section):
     max_associations: Count = 100
     """Open at once, all peers together."""
     max_associations_per_address: Count = 64
+    listener_processes: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
+    """Processes that serve associations; with 0 the node's own process does."""
 
 
 class TlsSettings(_Section):

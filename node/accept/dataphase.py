@@ -51,9 +51,9 @@ Enter = Callable[["Association", Proposal], Rejection | None]
 class Association:
     """One connection whose A-ASSOCIATE-RQ, `first`, has come whole."""
 
-    def __init__(self, wire: Wire, address: str, services: Services, limits: Limits) -> None:
-        self.address, self.calling_ae = address, ""
-        self.is_established = self.is_busy = self._is_aborted = False
+    def __init__(self, wire: Wire, address: str, services: Services, limits: Limits, number: int) -> None:
+        self.address, self.number = address, number
+        self.is_busy = self._is_aborted = False
         self._wire, self._services, self._limits = wire, services, limits
         self._agreement: Agreement | None = None
         self._session: Session | None = None
@@ -78,8 +78,9 @@ class Association:
         except Exception as error:  # a border: a fault of ours ends one association
             self._end(abort_pdu(NO_REASON), error)
         finally:
-            self.is_established = self.is_busy = False
+            self.is_busy = False
             self._incoming.clear()
+            self._services.left(self.number)
             self._wire.close()
             if self._session is not None:
                 self._services.ended(self._session)
@@ -91,7 +92,6 @@ class Association:
         self._wire.shut()
 
     def _negotiate(self, proposal: Proposal, supported: Sequence[PresentationContext], enter: Enter) -> bool:
-        self.calling_ae = proposal.calling_ae
         request = AssociationRequest(
             proposal.calling_ae, proposal.called_ae, self.address, proposal.application_context
         )
@@ -103,7 +103,7 @@ class Association:
         self._agreement, self._most = negotiate.accept(proposal, supported, self._limits.pdu), proposal.most
         if not self._wire.is_quiet():
             raise ProtocolViolation("the peer did not wait for the answer to its request", UNEXPECTED_PDU)
-        self._session = self._services.established(request)
+        self._session = self._services.established(request, self.number)
         self._wire.send(self._agreement.answer)
         return True
 

@@ -1,26 +1,34 @@
 """The DICOM listener: `serve` starts it, `Listener.stop` ends it without losing what was acknowledged.
 
-One process with one thread per association.
+One thread per association, in this process or in listener processes of their own (`[node] listener_processes`).
+Connections are accepted here either way, so there is one vestibule and one count of places. Over TLS the session
+cannot be handed over, and this process serves it.
 """
 
 from __future__ import annotations
 
 import logging
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
-
-from pynetdicom import _config
 
 from node.accept import contexts
 from node.accept.association import Admission
 from node.accept.guard import Limits
-from node.accept.receive import Arrival, Door, Registrar
+from node.accept.hall import Hall
+from node.accept.places import Places
+from node.accept.processes import Processes
+from node.accept.receive import Arrival, Door, Registrar, Release
 from node.accept.scp import Services
 from node.accept.server import Server
+from node.accept.serving import TICK_S, Charge, quiet_pynetdicom
 from node.accept.stow import Stow
+from node.accept.vestibule import Address
 from node.audit import Audit, AuditEvent, Outcome
 from node.clock import now
 from node.metrics import Metric, Registry
@@ -40,13 +48,10 @@ TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexp
 class Listener:
     """A running listener; `port` is the one it got when the settings ask for port 0."""
 
-    def __init__(
-        self, server: Server, door: Door, registrar: Registrar, ingest_log: IngestLog, audit: Audit, stow: Stow
-    ) -> None:
+    def __init__(self, server: Server, interior: _Interior, audit: Audit, stow: Stow) -> None:
         self.stow = stow
         """The second door, to be mounted in the HTTP face."""
-        self._server, self._door, self._registrar, self._audit = server, door, registrar, audit
-        self._log = ingest_log
+        self._server, self._interior, self._audit = server, interior, audit
         self._stopped = False
         self.port = server.port
         self._thread = threading.Thread(target=server.serve_forever, name="listener", daemon=True)
@@ -55,19 +60,32 @@ class Listener:
     @property
     def associations(self) -> int:
         """Associations that are established now."""
-        return self._server.established
+        return self._interior.places.taken
 
     @property
     def waiting(self) -> int:
         """Instances that are durable and acknowledged but not in the index yet."""
-        return self._registrar.waiting
+        processes = self.processes
+        return self._interior.registrar.waiting + (processes.waiting if processes else 0)
+
+    @property
+    def processes(self) -> Processes | None:
+        """The listener processes, None where this process serves by itself."""
+        return self._interior.processes
+
+    def roll(self) -> None:
+        """Put new listener processes in the place of the old ones; no association notices. Returns when they serve."""
+        if self.processes is not None and not self._stopped:
+            self.processes.roll()
 
     def wait_until_registered(self, timeout_s: float) -> bool:
         """Wait until the index knows everything acknowledged so far; False when time ran out."""
         deadline = time.monotonic() + timeout_s
-        while self._registrar.waiting and time.monotonic() < deadline:
+        if self.processes is not None:
+            time.sleep(2 * TICK_S)  # in which they say what waits
+        while self.waiting and time.monotonic() < deadline:
             time.sleep(0.01)
-        return not self._registrar.waiting
+        return not self.waiting
 
     def is_alive(self) -> bool:
         """Say whether connections are accepted."""
@@ -80,55 +98,131 @@ class Listener:
         self._stopped = True
         self._server.stop()
         self._thread.join(timeout_s)
+        if self.processes is not None:
+            self.processes.stop(timeout_s)
         self.stow.close()
-        answered = self._door.close(timeout_s)
-        self._let_answers_go()
-        self._server.abort()
-        registered = self._registrar.close(timeout_s)
-        settled = self._log.close()
-        if not (answered and registered and settled):
+        if not self._interior.finish(timeout_s):
             logger.warning("Not everything was finished; recovery does it.", extra={"action": "listener_stopped"})
         self._audit.write(AuditEvent.APPLICATION_STOP, Outcome.SUCCESS)
         self._audit.close()
         logger.info("The listener has stopped.", extra={"action": "listener_stopped", "port": self.port})
 
-    def _let_answers_go(self) -> None:
-        """Give the responses a moment to leave: an A-ABORT in front of one makes its peer send the instance again."""
-        deadline = time.monotonic() + 0.5
-        while self._server.busy and time.monotonic() < deadline:
-            time.sleep(0.01)
+
+@dataclass(frozen=True)
+class _Interior:
+    """What lies behind the vestibule."""
+
+    places: Places
+    hall: Hall
+    door: Door
+    registrar: Registrar
+    ingest_log: IngestLog
+    processes: Processes | None
+
+    def admit(self, connection: socket.socket, address: Address, first: bytes) -> None:
+        """Let one connection in whose request has come whole: to a listener process, or where none takes it, here."""
+        number = self.places.number()
+        if (
+            self.processes is None
+            or isinstance(connection, ssl.SSLSocket)
+            or not self.processes.hand_over(number, connection, address[0], first)
+        ):
+            self.hall.start(number, connection, address[0], first)
+
+    def finish(self, timeout_s: float) -> bool:
+        """Bring everything to an end; False when recovery has something to do."""
+        return self.hall.finish(self.door, self.registrar, self.ingest_log, timeout_s)
 
 
 def serve(
-    settings: Settings, db: Database, spool: Spool, metrics: Registry | None = None, limits: Limits | None = None
+    settings: Settings,
+    db: Database,
+    spool: Spool,
+    metrics: Registry | None = None,
+    limits: Limits | None = None,
+    lost: Callable[[], object] = lambda: None,
 ) -> Listener:
-    """Listen at `node.bind`:`node.port` and return at once.
+    """Listen at `node.bind`:`node.port` and return at once; with listener processes, when they are ready.
 
-    Raises `OSError` when the port is taken. The audit trail is `audit.log` in the state folder.
+    Raises `OSError` when the port is taken. The audit trail is `audit.log` in the state folder. `lost` recovers what
+    a listener process that died had acknowledged.
     """
     metrics, limits = metrics or Registry(), limits or Limits()
-    _quiet_pynetdicom()
-    register = partial(studies.register, db, late=settings.completeness.late_instances)
-    registrar, ingest_log = Registrar(register, released=partial(completion.released, db)), IngestLog(spool)
-    door = Door(spool, registrar, ingest_log, check=settings.ingest.check)
+    quiet_pynetdicom()
     audit = Audit(state_folder(settings) / "audit.log")
-    committed = partial(deliveries.committed, db)
-    services = Services(
-        Admission(settings), door, committed, audit, metrics, lambda _, studies: registrar.release(studies, now())
-    )
+    interior = _interior(settings, db, spool, metrics, limits, audit, lost)
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
-    certificates = Certificates(settings.tls) if settings.tls.certificate else None
-    server = Server(
-        (settings.node.bind, settings.node.port),
-        contexts.supported(),
-        services,
-        limits,
-        turned_away=partial(_turned_away, turned_away, audit),
-        tls=certificates,
-    )
-    listener = Listener(server, door, registrar, ingest_log, audit, Stow(door, audit, metrics))
+    try:
+        server = Server(
+            (settings.node.bind, settings.node.port),
+            limits,
+            Admission(settings).knows_address,
+            interior.admit,
+            turned_away=partial(_turned_away, turned_away, audit),
+            tls=Certificates(settings.tls) if settings.tls.certificate else None,
+        )
+    except OSError:
+        if interior.processes is not None:
+            interior.processes.stop(1.0)
+        raise
+    listener = Listener(server, interior, audit, Stow(interior.door, audit, metrics))
     _announce(listener, settings, metrics, audit)
     return listener
+
+
+def _interior(
+    settings: Settings,
+    db: Database,
+    spool: Spool,
+    metrics: Registry,
+    limits: Limits,
+    audit: Audit,
+    lost: Callable[[], object],
+) -> _Interior:
+    admission = Admission(settings)
+    places = Places(admission)
+    registrar = Registrar(
+        partial(studies.register, db, late=settings.completeness.late_instances),
+        released=partial(_note_whole, db, places),
+    )
+    ingest_log = IngestLog(spool)
+    door = Door(spool, registrar, ingest_log, check=settings.ingest.check)
+    services = Services(
+        admission,
+        door,
+        partial(deliveries.committed, db),
+        audit,
+        metrics,
+        places,
+        lambda number, is_released: registrar.release(Release(number, is_released, now())),
+    )
+    processes = None
+    if count := settings.node.listener_processes:
+        charge = _charge(settings, db, spool, limits)
+        processes = Processes(count, charge, places, metrics, registrar.release, lost)
+        processes.wait_until_ready(count)
+    return _Interior(places, Hall(contexts.supported(), services, limits), door, registrar, ingest_log, processes)
+
+
+def _charge(settings: Settings, db: Database, spool: Spool, limits: Limits) -> Charge:
+    return Charge(
+        ae_title=settings.node.ae_title,
+        peers=tuple((peer.name, peer.ae_title, peer.address) for peer in settings.peer),
+        database=db.url.render_as_string(hide_password=False),
+        spool=str(spool.root),
+        refuse_below=spool.refuse_below,
+        audit=str(state_folder(settings) / "audit.log"),
+        check=settings.ingest.check,
+        late=settings.completeness.late_instances,
+        log=settings.log.model_dump(),
+        limits=asdict(limits),
+    )
+
+
+def _note_whole(db: Database, places: Places, release: Release) -> None:
+    """Note which studies an association leaves whole, now that all it brought is in the index."""
+    if whole := places.ended(release.number, release.is_released):
+        completion.released(db, whole, release.at)
 
 
 def taking(settings: Settings, db: Database, spool: Spool, stack: ExitStack) -> Callable[[bytes, str, str, str], int]:
@@ -164,9 +258,3 @@ def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: 
     audit.write(AuditEvent.APPLICATION_START, Outcome.SUCCESS)
     extra = {"action": "listener_started", "port": listener.port, "address": settings.node.bind}
     logger.info("The listener is ready.", extra=extra | {"called_ae": settings.node.ae_title})
-
-
-def _quiet_pynetdicom() -> None:
-    """Keep pynetdicom from formatting what it receives, and let broken UIDs reach the door, which answers C000H."""
-    _config.LOG_HANDLER_LEVEL = "none"
-    _config.VALIDATORS["UI"] = lambda value: (True, "")

@@ -147,9 +147,10 @@ class Door:
 
 @dataclass(frozen=True)
 class Release:
-    """An association that brought instances of these studies was released at `at` (seconds since the epoch)."""
+    """An association that brought instances has ended at `at` (seconds since the epoch), by a release or not."""
 
-    study_uids: tuple[str, ...]
+    number: int
+    is_released: bool
     at: float
 
 
@@ -164,7 +165,7 @@ class Registrar:
         self,
         register: Register,
         longest_pause_s: float = 5.0,
-        released: Callable[[tuple[str, ...], float], None] = lambda study_uids, at: None,
+        released: Callable[[Release], None] = lambda release: None,
     ) -> None:
         self._register, self._longest_pause_s, self._released = register, longest_pause_s, released
         self._queue: queue.SimpleQueue[_Waiting | Release | None] = queue.SimpleQueue()
@@ -186,9 +187,9 @@ class Registrar:
             self._waiting += 1
         self._queue.put(_Waiting(received, lay_out))
 
-    def release(self, study_uids: Sequence[str], at: float) -> None:
-        """Hand over that an association was released; noted once all that came before it is registered."""
-        self._queue.put(Release(tuple(study_uids), at))
+    def release(self, release: Release) -> None:
+        """Hand over that an association has ended; noted once all that came before it is registered."""
+        self._queue.put(release)
 
     def close(self, timeout_s: float) -> bool:
         """Register what waits and end; False when time ran out (recovery registers the rest)."""
@@ -211,7 +212,7 @@ class Registrar:
     def _note(self, release: Release) -> None:
         """Note a release once; where the database is away, the quiet period decides as if there had been none."""
         try:
-            self._released(release.study_uids, release.at)
+            self._released(release)
         except Exception as error:  # a border: the listener must live
             extra = {"action": "release_not_noted", "error": describe(error)}
             logger.warning("The release of an association was not noted.", extra=extra)

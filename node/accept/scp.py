@@ -7,7 +7,6 @@ Storage Commitment, has been walked under the limits of `structure` before.
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from node.accept.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, VERIFICATION
 from node.accept.guard import ProtocolViolation
 from node.accept.incoming import Incoming
 from node.accept.negotiate import Context
+from node.accept.places import Desk
 from node.accept.precheck import Refused, StoreStatus, check_structure
 from node.accept.receive import Answer, Arrival, Door
 from node.audit import Audit, AuditEvent, Outcome
@@ -66,15 +66,16 @@ class Session:
     peer: str
     calling_ae: str
     address: str
+    number: int = 0
     studies: Counter[str] = field(default_factory=Counter)
     is_released: bool = False
     """Whether its peer said that it is done, rather than being cut off."""
 
 
 class Released(Protocol):
-    """Is told that an association was released which brought instances of these studies, and the last to do so."""
+    """Is told that an association which brought instances has ended, by its number, and whether by a release."""
 
-    def __call__(self, calling_ae: str, study_uids: Sequence[str], /) -> None:
+    def __call__(self, number: int, is_released: bool, /) -> None:
         """Hand the evidence on; must not wait for the database."""
 
 
@@ -88,12 +89,11 @@ class Services:
         committed: Committed,
         audit: Audit,
         metrics: Registry,
-        released: Released = lambda calling_ae, study_uids: None,
+        desk: Desk,
+        released: Released,
     ) -> None:
         self.admission, self.door, self._committed, self._audit = admission, door, committed, audit
-        self._released = released
-        self._open: dict[int, Session] = {}
-        self._lock = threading.Lock()
+        self.desk, self._released = desk, released
         peers = admission.names
         self._associations = metrics.counter(
             "wetread_associations_total", "Association requests.", peer=peers, result=("accepted", "rejected")
@@ -116,7 +116,7 @@ class Services:
             calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address,
         )  # fmt: skip
 
-    def established(self, request: AssociationRequest) -> Session:
+    def established(self, request: AssociationRequest, number: int) -> Session:
         """Note who is here."""
         peer = self.admission.peer(request.calling_ae, request.address)
         self._associations.add(peer=peer, result="accepted")
@@ -124,22 +124,16 @@ class Services:
             AuditEvent.ASSOCIATION_ACCEPTED, Outcome.SUCCESS, peer=peer,
             calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address,
         )  # fmt: skip
-        session = Session(peer, request.calling_ae, request.address)
-        with self._lock:
-            self._open[id(session)] = session
-        return session
+        return Session(peer, request.calling_ae, request.address, number)
+
+    def left(self, number: int) -> None:
+        """Give its place back."""
+        self.desk.leave(number)
 
     def ended(self, session: Session) -> None:
-        """Write one audit line per study that came in, and hand on that they came to a regular end.
-
-        A release, not an abort, is evidence that a study is whole, unless another association still brings it.
-        """
-        with self._lock:
-            self._open.pop(id(session), None)
-            others = {study for other in self._open.values() for study in list(other.studies)}
-        whole = [study for study in session.studies if study not in others]
-        if session.is_released and whole:
-            self._released(session.calling_ae, whole)
+        """Write one audit line per study that came in, and hand on how it ended."""
+        if session.studies:
+            self._released(session.number, session.is_released)
         for study, count in session.studies.items():
             self._audit.write(
                 AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=study, count=count,
@@ -176,6 +170,8 @@ class Services:
         self._instances.add(peer=session.peer, status=f"{answer.status:04X}")
         if answer.header is not None:
             self._bytes.add(incoming.size, peer=session.peer)
+            if answer.header.study_instance_uid not in session.studies:
+                self.desk.brings(session.number, answer.header.study_instance_uid)
             session.studies[answer.header.study_instance_uid] += 1
         return Reply(int(answer.status), answer.reason)
 

@@ -1,4 +1,4 @@
-"""The accept loop: one selector for the listening socket and the vestibule; associations run in threads of their own.
+"""The accept loop: one selector for the listening socket and the vestibule; who associates goes on to `admit`.
 
 A TLS handshake is made in the vestibule, never in `accept`.
 """
@@ -8,22 +8,13 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from pynetdicom.presentation import PresentationContext
-
-from node.accept.association import AssociationRequest, Rejection
-from node.accept.dataphase import Association
-from node.accept.guard import Limits, close
-from node.accept.negotiate import Proposal
-from node.accept.scp import Services
-from node.accept.vestibule import Address, Vestibule
-from node.accept.wire import Wire
+from node.accept.guard import Limits
+from node.accept.vestibule import Admit, Vestibule
 from node.log import describe
 from node.tls import Certificates
 
@@ -39,19 +30,16 @@ class Server:
     def __init__(
         self,
         address: tuple[str, int],
-        contexts: Sequence[PresentationContext],
-        services: Services,
         limits: Limits,
+        knows: Callable[[str], bool],
+        admit: Admit,
         turned_away: Callable[[str, str], None],
         tls: Certificates | None = None,
     ) -> None:
-        self._tls = tls
-        self._contexts, self._services, self._limits, self._turned_away = contexts, services, limits, turned_away
+        self._limits, self._knows, self._admit, self._turned_away, self._tls = limits, knows, admit, turned_away, tls
         self._listening = _listen(address)
         self.port = int(self._listening.getsockname()[1])
         self._wake_reader, self._wake_writer = socket.socketpair()
-        self._associations: set[Association] = set()
-        self._lock = threading.Lock()
         self._stopping = False
 
     def serve_forever(self) -> None:
@@ -64,7 +52,7 @@ class Server:
                 self._limits,
                 self._admit,
                 self._turned_away,
-                self._services.admission.knows_address,
+                self._knows,
                 self._tls,
             )
             while not self._stopping:
@@ -80,25 +68,6 @@ class Server:
         self._stopping = True
         with suppress(OSError):  # the loop saw it between two rounds and has closed the pair already
             self._wake_writer.send(b"\0")
-
-    @property
-    def established(self) -> int:
-        """Associations that are established now."""
-        with self._lock:
-            return sum(association.is_established for association in self._associations)
-
-    @property
-    def busy(self) -> int:
-        """Associations that have a request in hand now."""
-        with self._lock:
-            return sum(association.is_busy for association in self._associations)
-
-    def abort(self) -> None:
-        """Abort every association."""
-        with self._lock:
-            associations = list(self._associations)
-        for association in associations:
-            association.abort()
 
     def _serve(self, ready: Any, vestibule: Vestibule) -> None:
         try:
@@ -119,43 +88,6 @@ class Server:
             time.sleep(0.05)
             return
         vestibule.enter(connection, address)
-
-    def _admit(self, connection: socket.socket, address: Address, first: bytes) -> None:
-        try:
-            association = Association(Wire(connection, self._limits), address[0], self._services, self._limits)
-            thread = threading.Thread(target=self._run, args=(association, first), name="association", daemon=True)
-            with self._lock:
-                self._associations.add(association)
-            thread.start()
-        except Exception as error:  # a border: one connection must not end the accept loop
-            logger.error("An association did not start.", extra={"action": "accept_failed", "error": describe(error)})
-            close(connection)
-
-    def _run(self, association: Association, first: bytes) -> None:
-        try:
-            association.run(first, self._contexts, self._enter)
-        finally:
-            with self._lock:
-                self._associations.discard(association)
-
-    def _enter(self, association: Association, proposal: Proposal) -> Rejection | None:
-        """Decide and count in one go, so that two requests cannot both be the last one."""
-        with self._lock:
-            others = [other for other in self._associations if other.is_established]
-            request = AssociationRequest(
-                calling_ae=proposal.calling_ae,
-                called_ae=proposal.called_ae,
-                address=association.address,
-                application_context=proposal.application_context,
-                established_from_address=sum(other.address == association.address for other in others),
-                established_by_peer=Counter(
-                    self._services.admission.peer(other.calling_ae, other.address) for other in others
-                ),
-                identity=proposal.identity,
-            )
-            rejection = self._services.admission.decide(request)
-            association.is_established = rejection is None
-            return rejection
 
 
 def _listen(address: tuple[str, int]) -> socket.socket:

@@ -207,7 +207,12 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--megabytes", type=int, default=120, help="of the largest instances; smaller ones in proportion"
     )
-    parser.add_argument("--receivers", nargs="+", choices=RECEIVERS, default=list(RECEIVERS))
+    parser.add_argument(
+        "--receivers",
+        nargs="+",
+        choices=RECEIVERS,
+        default=[name for name in RECEIVERS if not name.startswith(f"{OURS}-")],
+    )
     parser.add_argument("--sizes", nargs="+", type=int, choices=SIZES_KIB, default=list(SIZES_KIB), help="in KiB")
     parser.add_argument("--associations", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--folder", type=Path, help="where everything is written; its file system is what is measured")

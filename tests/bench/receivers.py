@@ -38,9 +38,9 @@ Start = Callable[[Path], AbstractContextManager[Receiver]]
 
 
 @contextmanager
-def _wetread(folder: Path) -> Iterator[Receiver]:
+def _wetread(folder: Path, processes: int = 0) -> Iterator[Receiver]:
     """The node's listener with its index: every instance is on disk before it is acknowledged."""
-    command = [sys.executable, "-m", "tests.protocol.node_process", str(folder)]
+    command = [sys.executable, "-m", "tests.protocol.node_process", str(folder), str(processes)]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
     assert process.stdin is not None
@@ -108,13 +108,16 @@ def _orthanc(folder: Path, *, sync: bool) -> Iterator[Receiver]:
 
 RECEIVERS: dict[str, Start] = {
     "wetread": _wetread,
+    "wetread-1": lambda folder: _wetread(folder, 1),
+    "wetread-2": lambda folder: _wetread(folder, 2),
+    "wetread-4": lambda folder: _wetread(folder, 4),
     "dcmtk": _dcmtk,
     "dcmtk-pdu128k": lambda folder: _dcmtk(folder, "--max-pdu", "131072"),
     "orthanc-sync": lambda folder: _orthanc(folder, sync=True),
     "orthanc-nosync": lambda folder: _orthanc(folder, sync=False),
     "pynetdicom": _pynetdicom,
 }
-"""By the name under which results are listed; the first one is ours."""
+"""By the name under which results are listed; the first one is ours, those behind it with listener processes."""
 
 
 def wait_until_ready(receiver: Receiver) -> None:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from node.accept.guard import Limits
 from node.accept.listener import Listener, serve
+from node.assemble.recover import recover
 from node.metrics import Registry
 from node.settings import DatabaseSettings, NodeSettings, Settings, SpoolSettings
 from node.store.db import Database, rows
@@ -70,7 +72,7 @@ def listening(
     where = {"spool": SpoolSettings(url=folder / "state" / "spool"), "database": DatabaseSettings(url=str(db.url))}
     settings = (settings or Settings(node=NodeSettings(port=0))).model_copy(update=where)
     spool, metrics = Spool(settings.spool.url, refuse_below), Registry()
-    listener = serve(settings, db, spool, metrics, limits)
+    listener = serve(settings, db, spool, metrics, limits, lost=partial(recover, db, spool))
     try:
         yield Node(listener, spool, db, metrics, folder / "state" / "audit.log")
     finally:
