@@ -7,6 +7,7 @@ ARGS ?=
 STUDY ?=
 MINUTES ?= 5
 JOBS ?= 2
+AGAIN ?=
 SEED ?=
 DATA ?= ../shared/data/train
 DICOM ?= ../shared/data/dicom
@@ -32,9 +33,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--exit ends by itself, STUDY=dir sends yours)
 	$(VENV)/bin/wetread demo $(if $(STUDY),--study '$(STUDY)') $(ARGS)
 
-test: setup ## Run the tests (ARGS='-k spool' for some); Orthanc, DCMTK, Redis, PostgreSQL are installed where possible
+test: setup ## Run the tests (ARGS='-k spool' for some, AGAIN=1 tries failures twice); installs Orthanc, DCMTK, Redis ...
 	@tests/services.sh
-	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS) || \
+	  { [ $$? -eq 1 ] && [ -n '$(AGAIN)' ] && $(VENV)/bin/python -m pytest --last-failed $(ARGS); }
 
 chaos: setup ## Kill everything again and again while studies come in (MINUTES=5, SEED=n); says what was lost: nothing
 	$(VENV)/bin/python -m tests.bench.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
