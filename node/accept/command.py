@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 
 from node.accept.guard import HEADER, P_DATA_TF, ProtocolViolation
 
@@ -121,6 +122,7 @@ def _uid(value: bytes) -> str:
     return value.decode("ascii", "replace").rstrip("\0 ")
 
 
+@lru_cache(maxsize=1024)
 def _element(number: int, value: bytes) -> bytes:
     return struct.pack("<HHL", 0x0000, number, len(value)) + value
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from node import uids
@@ -28,6 +29,7 @@ def part10_header(header: Header, arrival: Arrival) -> bytes:
     return bytes(128) + b"DICM" + _meta(0x0000, "UL", struct.pack("<L", len(elements))) + elements
 
 
+@lru_cache(maxsize=1024)
 def _meta(element: int, vr: str, value: bytes) -> bytes:
     """Return one element of group 0002 in Explicit VR Little Endian (PS3.5 §7.1.2)."""
     if len(value) % 2:

@@ -32,6 +32,7 @@ SIZES_KIB = {512: (512, 512), 64: (256, 128)}
 """Rows and columns of 16 bits that make an instance of so many KiB."""
 WARM_UP = 4
 SEND_TIMEOUT_S = 300.0
+SYNCS = 30
 OURS = next(iter(RECEIVERS))
 
 
@@ -138,6 +139,24 @@ def measure(name: str, load: Load, case: Case, number: int) -> Run:
     return Run(name, case, number, load.count, load.megabytes, seconds, used)
 
 
+def ceiling(size_kib: int, folder: Path) -> tuple[float, float]:
+    """Return the ms that a sync of one instance takes in `folder`, and the MB/s that it leaves to one association.
+
+    A sender waits for each answer, and an answer waits for a sync: no durable receiver passes this rate with one.
+    """
+    data, took = os.urandom(size_kib * 1024), []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        os.posix_fallocate(file.fileno(), 0, SYNCS * len(data))
+        os.fsync(file.fileno())
+        for number in range(SYNCS):
+            started = time.perf_counter()
+            os.pwrite(file.fileno(), data, number * len(data))
+            os.fdatasync(file.fileno())
+            took.append(time.perf_counter() - started)
+    sync_s = statistics.median(took)
+    return sync_s * 1000, len(data) / 1e6 / sync_s
+
+
 def _all_stored(receiver: Receiver, count: int) -> int:
     """Return how many files there are; ours come from its log after the answer, and their work is on its bill."""
     until = time.monotonic() + SEND_TIMEOUT_S
@@ -226,6 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = [Case(size, associations) for size, associations in product(asked.sizes, asked.associations)]
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="wetread-bench-", dir=asked.folder) as folder:
+        ceilings = {size: ceiling(size, Path(folder)) for size in asked.sizes}
         for run in measured(asked.receivers, cases, asked.rounds, asked.megabytes, Path(folder)):
             runs.append(run)
             told = f"{run.case.size_kib} KiB × {run.case.associations}: {run.receiver} {run.rate:.0f} MB/s"
@@ -233,10 +253,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     lines = summarize(runs)
     if asked.json:
         print(
-            json.dumps({"runs": [asdict(run) for run in runs], "summary": [asdict(line) for line in lines]}, indent=1)
+            json.dumps(
+                {
+                    "runs": [asdict(run) for run in runs],
+                    "summary": [asdict(line) for line in lines],
+                    "ceiling": {size: {"sync_ms": sync, "mb_per_s": rate} for size, (sync, rate) in ceilings.items()},
+                },
+                indent=1,
+            )
         )
     else:
         print(table(lines))
+        for size, (sync, rate) in ceilings.items():
+            print(f"A sync of {size} KiB takes {sync:.1f} ms here: one association cannot pass {rate:.0f} MB/s.")
 
 
 if __name__ == "__main__":
