@@ -32,8 +32,8 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     """Run the node: take studies and decide what reads them; a `wetread worker` reads and delivers.
 
     With --role only some of its parts run here, the others in other processes or on other hosts with the same
-    database, broker and spool. SIGHUP has the configuration read again: routes, destinations, completeness, retention;
-    and new listener processes take the place of the old ones, which end with their associations.
+    database, broker and spool. SIGHUP has the configuration read again, and the log says what of it needs a restart;
+    new listener processes take the place of the old ones, which end with their associations.
     """
     from node import broker
     from node.daemon import Node, Role, Worker
@@ -52,7 +52,9 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
             while not stopping.wait(1.0):
                 if reloading.is_set():
                     reloading.clear()
-                    _reload(node, config)
+                    if _reload(node, config) and worker is not None:
+                        worker.stop()
+                        worker = Worker(config or find_config())
                 if worker is not None and not worker.is_running():
                     raise Permanent("The worker ended; the node stops, too. Its log says why.")
         finally:
@@ -60,14 +62,26 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
                 worker.stop()
 
 
-def _reload(node: Node, config: Path | None) -> None:
-    """Take the configuration in anew, or keep the old one and say in one line why."""
+def _reload(node: Node, config: Path | None) -> bool:
+    """Take the configuration in anew, or keep the old one and say in one line why; True: workers must take it in, too.
+
+    A worker reads it when it starts; one of this node's own is started again, others are for the admin to restart.
+    """
+    from node import reload
+    from node.log import configure
+
     try:
-        node.reload(*load_all(config))
-        log.info("The configuration was read again.", extra={"action": "configuration_reloaded"})
+        changed = node.reload(*load_all(config))
+        configure(node.settings.log)
+        log.info("The configuration was read again.", extra={"action": "configuration_reloaded", "changed": changed})
         node.roll()
     except WetreadError as error:
         log.error("The old configuration stays. %s", error, extra={"action": "configuration_refused"})
+        return False
+    if workers := reload.concerns_workers(changed):
+        what = ", ".join(workers)
+        log.warning("Restart the workers: they read %s when they start.", what, extra={"action": "workers_are_behind"})
+    return bool(workers)
 
 
 def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event) -> None:

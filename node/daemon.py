@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from node import broker, bundles, clock, trust
+from node import broker, bundles, clock, reload, trust
 from node.accept import contexts, listener
 from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
@@ -40,10 +40,6 @@ from node.web.health import Health
 log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parent.parent
-_RELOADED = frozenset({"destination", "completeness", "spool"})
-"""The sections of wetread.toml that a running node takes in anew."""
-_FIXED_RULES = ("late_instances", "archive", "fetch")
-"""What of completeness was handed on at the start."""
 MAX_PAUSE_S = 30.0
 """The longest wait after failures in a row; the usual pace returns with the first success."""
 
@@ -136,19 +132,18 @@ class Node:
         """Stop listening, let every stage end its tick, then close the broker and the database."""
         self._stack.close()
 
-    def reload(self, settings: Settings, routes: Routes) -> None:
-        """Take in routes, destinations, completeness and how long the spool keeps what; no association notices.
+    def reload(self, settings: Settings, routes: Routes) -> list[str]:
+        """Take in routes and what `node.reload` names; no association notices. Returns the keys that changed.
 
-        Raises `Permanent`, and nothing has changed, where something else did: that needs a restart.
+        Raises `Permanent`, and nothing has changed, where another key did: that needs a restart.
         """
-        changed = [name for name in Settings.model_fields if getattr(settings, name) != getattr(self.settings, name)]
-        fixed = [name for name in changed if name not in _RELOADED]
-        fixed += ["spool.url"] if settings.spool.url != self.settings.spool.url else []
-        old, new = self.settings.completeness, settings.completeness
-        fixed += [f"completeness.{name}" for name in _FIXED_RULES if getattr(old, name) != getattr(new, name)]
-        if fixed:
+        changed = reload.changed(self.settings, settings)
+        if fixed := reload.needs_restart(changed):
             raise Permanent(f"wetread.toml: {', '.join(fixed)} changed, which needs a restart.")
+        if Role.LISTENER in self.roles:
+            self.listener.reload(settings)
         self.settings, self.routes = settings, routes
+        return changed
 
     def roll(self) -> None:
         """Put new listener processes in the place of the old ones, which end with their associations."""

@@ -34,6 +34,10 @@ class Metric:
         with self._lock:
             self._values[key] = value
 
+    def widen(self, **labels: Iterable[str]) -> None:
+        """Allow more values of some labels; those that there were stay."""
+        self._allowed |= {label: self._allowed[label] | frozenset(values) for label, values in labels.items()}
+
     def value(self, **labels: str) -> float:
         """Return the number that belongs to `labels`, 0 when it never changed."""
         with self._lock:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from node.accept import contexts
+from node.accept.alerts import Alerts
 from node.accept.association import Admission
 from node.accept.guard import Limits
 from node.accept.hall import Hall
@@ -48,10 +49,10 @@ TURNED_AWAY = ("closed", "too slow", "too many", "too long", "not DICOM", "unexp
 class Listener:
     """A running listener; `port` is the one it got when the settings ask for port 0."""
 
-    def __init__(self, server: Server, interior: _Interior, audit: Audit, stow: Stow) -> None:
+    def __init__(self, server: Server, interior: _Interior, audit: Audit, stow: Stow, alerts: Alerts) -> None:
         self.stow = stow
         """The second door, to be mounted in the HTTP face."""
-        self._server, self._interior, self._audit = server, interior, audit
+        self._server, self._interior, self._audit, self._alerts = server, interior, audit, alerts
         self._stopped = False
         self.port = server.port
         self._thread = threading.Thread(target=server.serve_forever, name="listener", daemon=True)
@@ -72,6 +73,14 @@ class Listener:
     def processes(self) -> Processes | None:
         """The listener processes, None where this process serves by itself."""
         return self._interior.processes
+
+    def reload(self, settings: Settings) -> None:
+        """Take in peers, limits of associations, and how instances are checked; associations that stand stay.
+
+        Listener processes count by the new names once they are rolled. Raises `Permanent`, and nothing has changed,
+        when a passcode cannot be read.
+        """
+        self._interior.reload(settings)
 
     def roll(self) -> None:
         """Put new listener processes in the place of the old ones; no association notices. Returns when they serve."""
@@ -103,6 +112,7 @@ class Listener:
         self.stow.close()
         if not self._interior.finish(timeout_s):
             logger.warning("Not everything was finished; recovery does it.", extra={"action": "listener_stopped"})
+        self._alerts.close()
         self._audit.write(AuditEvent.APPLICATION_STOP, Outcome.SUCCESS)
         self._audit.close()
         logger.info("The listener has stopped.", extra={"action": "listener_stopped", "port": self.port})
@@ -113,11 +123,26 @@ class _Interior:
     """What lies behind the vestibule."""
 
     places: Places
+    services: Services
     hall: Hall
     door: Door
     registrar: Registrar
     ingest_log: IngestLog
     processes: Processes | None
+    charge: Callable[[Settings], Charge]
+
+    def reload(self, settings: Settings) -> None:
+        """Take in what may change while a node runs."""
+        admission = Admission(settings)
+        self.places.admit(admission)
+        self.services.admit(admission)
+        self.door.check = settings.ingest.check
+        if self.processes is not None:
+            self.processes.charge(self.charge(settings))
+
+    def knows(self, address: str) -> bool:
+        """Say whether some peer has this address."""
+        return self.services.admission.knows_address(address)
 
     def admit(self, connection: socket.socket, address: Address, first: bytes) -> None:
         """Let one connection in whose request has come whole: to a listener process, or where none takes it, here."""
@@ -152,20 +177,23 @@ def serve(
     audit = Audit(state_folder(settings) / "audit.log")
     interior = _interior(settings, db, spool, metrics, limits, audit, lost)
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
+    alerts = Alerts(audit)
     try:
         server = Server(
             (settings.node.bind, settings.node.port),
             limits,
-            Admission(settings).knows_address,
+            interior.knows,
             interior.admit,
-            turned_away=partial(_turned_away, turned_away, audit),
+            turned_away=partial(_turned_away, turned_away, alerts),
+            tick=alerts.settle,
             tls=Certificates(settings.tls) if settings.tls.certificate else None,
         )
     except OSError:
         if interior.processes is not None:
             interior.processes.stop(1.0)
         raise
-    listener = Listener(server, interior, audit, Stow(interior.door, audit, metrics))
+    stow = Stow(interior.door, audit, metrics, interior.places, interior.registrar.release)
+    listener = Listener(server, interior, audit, stow, alerts)
     _announce(listener, settings, metrics, audit)
     return listener
 
@@ -196,12 +224,12 @@ def _interior(
         places,
         lambda number, is_released: registrar.release(Release(number, is_released, now())),
     )
-    processes = None
+    processes, charge = None, partial(_charge, db=db, spool=spool, limits=limits)
     if count := settings.node.listener_processes:
-        charge = _charge(settings, db, spool, limits)
-        processes = Processes(count, charge, places, metrics, registrar.release, lost)
+        processes = Processes(count, charge(settings), places, metrics, registrar.release, lost)
         processes.wait_until_ready(count)
-    return _Interior(places, Hall(contexts.supported(), services, limits), door, registrar, ingest_log, processes)
+    hall = Hall(contexts.supported(), services, limits)
+    return _Interior(places, services, hall, door, registrar, ingest_log, processes, charge)
 
 
 def _charge(settings: Settings, db: Database, spool: Spool, limits: Limits) -> Charge:
@@ -243,13 +271,11 @@ def taking(settings: Settings, db: Database, spool: Spool, stack: ExitStack) -> 
     return take
 
 
-def _turned_away(counter: Metric, audit: Audit, reason: str, address: str) -> None:
+def _turned_away(counter: Metric, alerts: Alerts, reason: str, address: str) -> None:
     """Count who was shown out; a handshake that failed is a security alert (PS3.15 §A.5.3.11)."""
     counter.add(reason=reason)
     if reason == "TLS handshake":
-        audit.write(
-            AuditEvent.ASSOCIATION_REJECTED, Outcome.SERIOUS_FAILURE, reason="TLS handshake failed", address=address
-        )
+        alerts.note(address)
 
 
 def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: Audit) -> None:

@@ -37,6 +37,11 @@ class Places:
         self._numbers = count(1)
         self._lock = threading.Lock()
 
+    def admit(self, admission: Admission) -> None:
+        """Decide by another list of peers from now on; who is here stays."""
+        with self._lock:
+            self._admission = admission
+
     def number(self) -> int:
         """Return the number of the next association."""
         return next(self._numbers)

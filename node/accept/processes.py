@@ -92,6 +92,10 @@ class Processes:
         for _ in range(count):
             self._start()
 
+    def charge(self, charge: Charge) -> None:
+        """Tell processes that start from now on something else."""
+        self._charge = charge
+
     @property
     def waiting(self) -> int:
         """Instances that are acknowledged but not in the index yet."""

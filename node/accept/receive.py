@@ -80,7 +80,7 @@ class Door:
         check: Check = "standard",
     ) -> None:
         self._spool, self._registrar, self._log, self._now = spool, registrar, ingest_log, now
-        self._check = check
+        self.check = check
         self._idle = threading.Condition()
         self._inside = 0
         self._closed = False
@@ -124,7 +124,7 @@ class Door:
         if len(dataset) > MAX_OBJECT or self._registrar.waiting >= MAX_WAITING:
             raise Refused(StoreStatus.OUT_OF_RESOURCES, "too large, or too many instances wait for the index")
         announced = (arrival.transfer_syntax_uid, arrival.sop_class_uid, arrival.sop_instance_uid)
-        header = inspect(dataset, *announced, self._check)
+        header = inspect(dataset, *announced, self.check)
         if arrival.study_instance_uid not in ("", header.study_instance_uid):
             raise Refused(StoreStatus.MISMATCH, "belongs to another study than the request")
         self._spool.check_room(len(dataset))

@@ -103,6 +103,12 @@ class Services:
         )
         self._bytes = metrics.counter("wetread_received_bytes_total", "Bytes of the data sets kept.", peer=peers)
 
+    def admit(self, admission: Admission) -> None:
+        """Count by another list of peers from now on."""
+        for metric in (self._associations, self._instances, self._bytes):
+            metric.widen(peer=admission.names)
+        self.admission = admission
+
     def rejected(self, request: AssociationRequest, rejection: Rejection) -> None:
         """Note who was not let in, and why (PS3.8 §9.3.4)."""
         details = {"calling_ae": request.calling_ae, "called_ae": request.called_ae, "address": request.address}

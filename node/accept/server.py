@@ -35,8 +35,10 @@ class Server:
         admit: Admit,
         turned_away: Callable[[str, str], None],
         tls: Certificates | None = None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._limits, self._knows, self._admit, self._turned_away, self._tls = limits, knows, admit, turned_away, tls
+        self._tick = tick
         self._listening = _listen(address)
         self.port = int(self._listening.getsockname()[1])
         self._wake_reader, self._wake_writer = socket.socketpair()
@@ -59,6 +61,7 @@ class Server:
                 for key, _ in selector.select(_TICK_S):
                     self._serve(key.fileobj, vestibule)
                 vestibule.expire()
+                self._tick()
             vestibule.close()
         for end in (self._listening, self._wake_reader, self._wake_writer):
             end.close()

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from node.accept import contexts, multipart, part10, request, stored
 from node.accept.body import Body, Disconnected, Pace, Receive, TooSlow
 from node.accept.multipart import MAX_PARTS, Malformed, Part, TooLarge
+from node.accept.places import Places
 from node.accept.precheck import MAX_OBJECT, Refused, StoreStatus
-from node.accept.receive import Arrival, Door
+from node.accept.receive import Arrival, Door, Release
 from node.accept.request import Headers, Refusal, Reply, Request, Scope, Send, busy
 from node.accept.stored import FailureReason, Outcome
 from node.audit import Audit, AuditEvent
 from node.audit import Outcome as AuditOutcome
+from node.clock import now
 from node.errors import NoRoom
 from node.log import describe
 from node.metrics import Registry
@@ -52,8 +55,17 @@ class Limits:
 class Stow:
     """The store transaction of the Studies resource, and OPTIONS for what it can do (PS3.18 §8.9)."""
 
-    def __init__(self, door: Door, audit: Audit, metrics: Registry, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        door: Door,
+        audit: Audit,
+        metrics: Registry,
+        places: Places,
+        released: Callable[[Release], None],
+        limits: Limits | None = None,
+    ) -> None:
         self._door, self._audit, self._limits = door, audit, limits or Limits()
+        self._places, self._released = places, released
         self._threads = ThreadPoolExecutor(self._limits.at_once, thread_name_prefix="stow")
         self._running = 0
         statuses = [str(status) for status in request.STATUSES]
@@ -106,13 +118,18 @@ class Stow:
             raise busy("The node has no room for so much now.") from None
 
     def _work(self, found: Request, body: Body) -> Reply:
-        """Take the parts in, one by one, and return the answer; runs in a thread."""
+        """Take the parts in, one by one, and return the answer; runs in a thread.
+
+        The end of the body is the sender's word that it is done, as A-RELEASE is that of an association.
+        """
         outcomes: list[Outcome] = []
+        number, is_whole = self._places.number(), False
         try:
             for part in multipart.parts(body, found.boundary, self._limits.parts):
-                outcomes.append(self._take(part, found))
+                outcomes.append(self._take(part, found, number))
             if not outcomes:
                 raise Malformed("it has no parts")
+            is_whole = True
         except Malformed as error:
             raise Refusal(400, f"The body cannot be read: {error}.") from None
         except TooLarge as error:
@@ -120,12 +137,13 @@ class Stow:
         except TooSlow:
             raise Refusal(408, "The body came too slowly.") from None
         finally:
+            self._released(Release(number, is_whole, now()))
             self._account(outcomes, found)
         status = stored.http_status(outcomes)
         later = (("Retry-After", str(request.RETRY_AFTER_S)),) if status == 503 else ()
         return Reply(status, stored.encode(stored.response(outcomes), found.media_type), found.media_type, later)
 
-    def _take(self, part: Part, found: Request) -> Outcome:
+    def _take(self, part: Part, found: Request, number: int) -> Outcome:
         """Take one part in; what is wrong with it is its own outcome and none of the others'."""
         meta = part10.FileMeta("", "", "", 0)
         try:
@@ -133,9 +151,8 @@ class Stow:
             meta, chunks = part10.read_head(part.body)
             if unsupported := _unsupported(meta):
                 return _failed(meta, *unsupported)
-            return self._store(
-                meta, part10.gather(chunks, self._door, self._limits.instance, self._limits.in_memory), found
-            )
+            dataset = part10.gather(chunks, self._door, self._limits.instance, self._limits.in_memory)
+            return self._store(meta, dataset, found, number)
         except Refused as refused:
             return _failed(meta, refused.status, refused.reason)
         except (NoRoom, MemoryError) as error:
@@ -147,10 +164,12 @@ class Stow:
             logger.error("An instance was not kept because of a fault of the node.", extra=extra)
             return _failed(meta, FailureReason.PROCESSING_FAILURE, "fault of the node")
 
-    def _store(self, meta: part10.FileMeta, dataset: Encoded, found: Request) -> Outcome:
+    def _store(self, meta: part10.FileMeta, dataset: Encoded, found: Request, number: int) -> Outcome:
         arrival = Arrival(meta.sop_class_uid, meta.sop_instance_uid, meta.transfer_syntax_uid, CALLING_AE, found.study)
         answer = self._door.receive(dataset, arrival)
         study = answer.header.study_instance_uid if answer.header else ""
+        if study:
+            self._places.brings(number, study)
         return Outcome(answer.status, meta.sop_class_uid, meta.sop_instance_uid, study)
 
     def _account(self, outcomes: list[Outcome], found: Request) -> None:

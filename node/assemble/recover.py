@@ -71,7 +71,7 @@ def _recover(db: Database, spool: Spool) -> RecoverReport:
 
 def _known(db: Database) -> set[str]:
     with db.reader() as connection:
-        return {row["path"] for row in rows(connection, "SELECT path FROM instance WHERE removed_at IS NULL")}
+        return set(connection.exec_driver_sql("SELECT path FROM instance WHERE removed_at IS NULL").scalars())
 
 
 def _set_unreported_aside(db: Database, spool: Spool) -> int:
@@ -89,11 +89,11 @@ def _set_unreported_aside(db: Database, spool: Spool) -> int:
 
 
 def _unknown(spool: Spool, known: set[str], present: set[str], quarantined: list[str]) -> Iterator[studies.Received]:
-    for path in spool.instances():
-        relative = spool.relative(path)
+    for relative in spool.instance_names():
         if relative in known:
             present.add(relative)
             continue
+        path = spool.path(relative)
         received = _receive(spool, path, relative)
         if received is None:
             _quarantine(spool, path)

@@ -17,7 +17,8 @@ from node.errors import Permanent
 
 _OPEN = ("/healthz",)
 MOST_GUESSES, GUESSES_WITHIN_S = 20, 60.0
-"""Wrong tokens that one address may try, and in how many seconds; more are not looked at."""
+"""Wrong tokens that one address may try, and in how many seconds, before it is told to wait. The right one is let in
+all the same: behind a proxy everybody has one address, and a token is too long to be guessed (`read_token`)."""
 _MOST_ADDRESSES = 1000
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -64,14 +65,12 @@ class Guard:
             await send(message)
 
         address = str((scope.get("client") or ("",))[0])
-        if self._is_open(scope):
+        if self._is_open(scope) or self._is_right(given := _credential(Headers(scope=scope).get("authorization", ""))):
             await self._app(scope, receive, send_with_headers)
         elif self._guesses.too_many(address):
             later = {"Retry-After": str(int(GUESSES_WITHIN_S))}
             answer = PlainTextResponse("Too many wrong tokens came from this address.\n", 429, later)
             await answer(scope, receive, send_with_headers)
-        elif self._is_right(given := _credential(Headers(scope=scope).get("authorization", ""))):
-            await self._app(scope, receive, send_with_headers)
         else:
             self._guesses.note(address if given else "")
             ask = {"WWW-Authenticate": 'Basic realm="wetread", charset="UTF-8"'}

@@ -19,7 +19,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.bundles", "node.study", "node.findings"),
     ("node.conditions",),
     ("node.settings", "node.settings_rules", "node.cards"),
-    ("node.trust", "node.scan", "node.skeleton"),
+    ("node.trust", "node.scan", "node.skeleton", "node.reload"),
     ("node.log", "node.metrics", "node.audit"),
     ("node.tls",),
     ("node.calling",),

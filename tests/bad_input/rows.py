@@ -211,8 +211,8 @@ ROWS = (
     ),
     Row(
         55, "no token, a wrong one, many wrong ones, a page of another origin", "–", "401; 429; 403",
-        ("unit/test_web.py::test_with_a_token_nobody_else_gets_in", _HTTP + "test_guessing_tokens_is_429",
-         _STOW + "test_pages_of_other_sites_cannot_store"),
+        ("unit/test_web.py::test_with_a_token_nobody_else_gets_in",
+         _HTTP + "test_guessing_tokens_is_429_for_the_guesser", _STOW + "test_pages_of_other_sites_cannot_store"),
     ),
     Row(
         56, "pages that are no number, filters with SQL, large and deep JSON", "–", "400; 405; 415",

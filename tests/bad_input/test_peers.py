@@ -15,6 +15,7 @@ import pytest
 from pynetdicom.pdu_primitives import UserIdentityNegotiation
 
 from node import tls
+from node.accept.alerts import LINES
 from node.accept.guard import Limits
 from node.settings import NodeSettings, Peer, Settings
 from tests.certificates import Authority, authority
@@ -46,10 +47,10 @@ def scanner(hospital: Authority) -> tuple[Path, Path]:
     return hospital.issue("scanner")
 
 
-@pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory, hospital: Authority) -> Iterator[Node]:
+@pytest.fixture
+def secured(tmp_path: Path, hospital: Authority) -> Iterator[Node]:
     settings = Settings(node=NodeSettings(port=0), tls=hospital.listener())
-    with listening(tmp_path_factory.mktemp("node"), settings=settings) as node:
+    with listening(tmp_path / "secured", settings=settings) as node:
         yield node
 
 
@@ -211,3 +212,18 @@ def serial(port: int, context: ssl.SSLContext) -> str:
     with closing(context.wrap_socket(plain, server_hostname=HERE)) as connection:
         certificate = connection.getpeercert()
         return str(certificate["serialNumber"]) if certificate else ""
+
+
+def test_a_storm_of_failed_handshakes_is_a_few_lines_of_the_trail_and_a_count(
+    tmp_path: Path, hospital: Authority
+) -> None:
+    storm = 3 * LINES
+    settings = Settings(node=NodeSettings(port=0), tls=hospital.listener())
+    with listening(tmp_path, settings=settings) as node:
+        for _ in range(storm):
+            ending(connect(node.port, b"GET / HTTP/1.1\r\n\r\n"))
+    lines = [line for line in map(json.loads, node.audit.read_text().splitlines()) if line["event"] == "110113"]
+    assert len(lines) <= 2 * LINES, "or more than two minutes have passed"
+    assert sum(line["count"] for line in lines) == storm, "none is forgotten"
+    assert f"{lines[-1]['count']} times more" in lines[-1]["reason"]
+    assert {line["address"] for line in lines} == {HERE}

@@ -353,7 +353,7 @@ def test_sighup_takes_a_good_configuration_in_and_keeps_the_old_one_before_a_bad
                 (good.replace("500 ms", "700 ms"), "", "was read again"),
                 (good + "\n[oops", "", "old configuration stays"),
                 (good.replace("refuse_below", "refuse_belov"), "", "spool] refuse_belov"),
-                (good.replace(f"port = {port}", "port = 104"), "", "node changed, which needs a restart"),
+                (good.replace(f"port = {port}", "port = 104"), "", "node.port changed, which needs a restart"),
                 (good, '[[route]]\nname = "x"\nmodels = ["gone"]\nsend_to = []\n', 'no Model Bundle "gone"'),
                 (good, "", "was read again"),
             ):

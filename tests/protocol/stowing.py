@@ -78,7 +78,8 @@ def serving(folder: Path, limits: Limits | None = None, token: str = "", refuse_
 
 def _stow(node: Node, limits: Limits) -> Stow:
     """A door of the same house with other limits."""
-    return Stow(node.listener.stow._door, Audit(node.audit), node.metrics, limits)
+    stow = node.listener.stow
+    return Stow(stow._door, Audit(node.audit), node.metrics, stow._places, stow._released, limits)
 
 
 def part10(
