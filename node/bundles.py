@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -33,6 +34,12 @@ SHIPPED = _CHECKOUT if _CHECKOUT.is_dir() else Path(sys.prefix) / "share" / "wet
 """The bundles that come with wetread: beside the code in a checkout, under the prefix where installed."""
 
 
+_VERSION = re.compile(
+    r"v?([0-9]{1,9}!)?[0-9]{1,9}(\.[0-9]{1,9}){0,9}([-_.]?(alpha|a|beta|b|preview|pre|c|rc)[-_.]?[0-9]{0,9})?"
+    r"(-[0-9]{1,9}|[-_.]?(post|rev|r)[-_.]?[0-9]{0,9})?([-_.]?dev[-_.]?[0-9]{0,9})?(\+[a-z0-9]{1,20}([-_.][a-z0-9]{1,20}){0,5})?",
+    re.IGNORECASE | re.ASCII,
+)
+"""A version as PEP 440 has it; it goes into UIDs, logs and Evidence Documents."""
 _IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
 
 
@@ -94,9 +101,10 @@ def load(folder: Path) -> Bundle:
         raise BundleError(f"{place}: {first['msg']}") from None
     if "version" not in metadata:
         raise BundleError(f"{folder / 'configs' / 'metadata.json'}: version: missing")
-    return Bundle(
-        name=folder.name, version=str(metadata["version"]), folder=folder.resolve(), dicom=config, metadata=metadata
-    )
+    if not _VERSION.fullmatch(version := str(metadata["version"])):
+        expected = 'a version as in PEP 440 was expected, such as "1.2.0" or "2.0rc1"'
+        raise BundleError(f"{folder / 'configs' / 'metadata.json'}: version: {version[:40]!r}: {expected}")
+    return Bundle(name=folder.name, version=version, folder=folder.resolve(), dicom=config, metadata=metadata)
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:

@@ -225,8 +225,9 @@ ROWS = (
          "bad_input/test_command_line.py::test_a_wrong_configuration_is_status_2_and_one_line"),
     ),
     Row(
-        58, "bundles: fields missing, another digest, code of a stranger", "exit 1 or 2", "–",
-        ("bad_input/test_command_line.py::test_a_wrong_bundle_is_refused_with_its_file_and_key",
+        58, "bundles: fields missing, a version that is none, another digest, code of a stranger", "exit 1 or 2", "–",
+        ("bad_input/test_command_line.py::test_a_version_that_is_none_is_named",
+         "bad_input/test_command_line.py::test_a_wrong_bundle_is_refused_with_its_file_and_key",
          "unit/test_trust.py::test_a_changed_file_is_refused",
          "unit/test_trust.py::test_a_pickle_with_other_code_is_shown_and_not_pinned",
          "unit/test_trust.py::test_looking_and_listing_run_nothing_and_pin_nothing"),

@@ -84,6 +84,26 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    "version", ["latest", "1.0 final", "", "1..2", "1.0\n2.0", "1.0; rm", 1e300, None, ["1"], "9" * 80]
+)
+def test_a_version_that_is_none_is_named(bundle: Path, capsys: pytest.CaptureFixture[str], version: object) -> None:
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+    status, said = run(capsys, "models", "show", "mine")
+    assert status in (1, 2)
+    assert f"{path}: version: " in said
+    assert "PEP 440" in said
+    assert said.count("\n") <= 1
+
+
+@pytest.mark.parametrize("version", ["0.5.3", "1.0rc1", "1!2.0.post3", "2024.1.dev4+ab.c", "3", 1.2])
+def test_a_version_of_pep_440_is_one(bundle: Path, version: object) -> None:
+    path = bundle / "configs" / "metadata.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+    assert bundles.load(bundle).version == str(version)
+
+
 @pytest.mark.parametrize("key", ["version", "network"])
 def test_a_wrong_bundle_is_refused_with_its_file_and_key(
     bundle: Path, capsys: pytest.CaptureFixture[str], key: str
