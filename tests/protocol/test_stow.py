@@ -199,7 +199,7 @@ def test_a_disk_that_fills_on_the_way_is_503_with_the_reasons(node: HttpNode, mo
 
 
 def test_a_stopping_node_is_503(node: HttpNode) -> None:
-    assert node.node.listener._door.close(1)
+    assert node.node.listener.stow._door.close(1)
     assert node.store(part10()) == (503, [0xA700])
 
 
