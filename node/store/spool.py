@@ -22,6 +22,7 @@ from typing import IO
 from node import clock
 from node.crashpoints import reach
 from node.errors import NoRoom, Permanent
+from node.store import walking
 from node.store.syncing import fsync_folder
 
 FOLDER_MODE = 0o700
@@ -119,11 +120,11 @@ class Spool:
 
     def instance_names(self) -> Iterator[str]:
         """Yield the name of every received instance, as the database knows it, in the order of the digests."""
-        return self._names("instances")
+        return filter(_NAME.fullmatch, walking.files(self.root, "instances"))
 
     def results(self) -> Iterator[Path]:
         """Yield the absolute path of every Evidence Document, in the order of the digests."""
-        return map(self.root.joinpath, self._names("results"))
+        return map(self.root.joinpath, filter(_NAME.fullmatch, walking.files(self.root, "results")))
 
     def sweep_tmp(self, older_than_s: float, now: clock.Clock = clock.now) -> int:
         """Delete temporary files last written more than `older_than_s` seconds ago; return how many."""
@@ -185,12 +186,6 @@ class Spool:
             return (dataset_sha256(path) if relative.startswith("instances/") else _sha256(path, 0)) == sha256
         except (FileNotFoundError, ValueError):
             return False
-
-    def _names(self, kind: str) -> Iterator[str]:
-        """Yield names as text: a start looks at all of them, and 100,000 paths as objects cost it many seconds."""
-        for first in _listdir(self.root, kind):
-            for second in _listdir(self.root, first):
-                yield from filter(_NAME.fullmatch, _listdir(self.root, second))
 
     def _store(self, kind: str, sha256: str, parts: tuple[Encoded, ...], tail: Encoded) -> Stored:
         folder = self.root / kind / sha256[:2] / sha256[2:4]
@@ -321,8 +316,3 @@ def _chunks(data: Encoded) -> Iterator[memoryview]:
         yield view[start : start + _CHUNK]
         if isinstance(data, mmap):
             data.madvise(MADV_DONTNEED, start, min(_CHUNK, len(view) - start))
-
-
-def _listdir(root: Path, folder: str) -> list[str]:
-    """Return what lies in `folder`, by names below `root`."""
-    return [f"{folder}/{name}" for name in sorted(os.listdir(f"{root}/{folder}"))]  # noqa: PTH208 - paths are slow
