@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bench import completeness, ingest, limits, reading
+from tests.bench import completeness, ingest, limits, reading, stages
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is absent (no storescu)")
@@ -32,6 +32,13 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert other.ratio == (2.0, 1.0, 2.0)
     assert other.megabytes_per_s == (25.0, 12.5, 50.0)
     assert other.cpu_s_per_gb == (5.0, 5.0, 5.0)
+
+
+def test_every_stage_of_an_instance_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    stages.main(["--sizes", "64", "--megabytes", "5"])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == 5 + len(stages.BATCHES)
+    assert all(line.startswith("64 KiB: ") for line in lines)
 
 
 def test_both_ways_of_reading_agree(capsys: pytest.CaptureFixture[str]) -> None:
