@@ -15,7 +15,7 @@ from node.errors import Permanent
 @click.argument("folder", type=click.Path(exists=True, path_type=Path), metavar="DIR")
 @click.option("--model", required=True, metavar="NAME", help="A Model Bundle; `wetread models list` names them.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR")
-@click.option("--results", default="SR,SEG,SC", show_default=True, help="Which objects to write; also SALIENCY.")
+@click.option("--results", default="SR,SEG,SC", show_default=True, help="Which objects to write; also SALIENCY, PM.")
 @click.option(
     "--decline",
     type=click.Choice(["silent", "report", "never"]),
@@ -33,9 +33,9 @@ def read(folder: Path, model: str, out: Path, results: str, decline: str, config
     from node.cli_read import read_folder
 
     kinds = tuple(kind.strip().upper() for kind in results.split(","))
-    if unknown := set(kinds) - {"SR", "SEG", "SC", "SALIENCY"}:
+    if unknown := set(kinds) - {"SR", "SEG", "SC", "SALIENCY", "PM"}:
         raise click.BadParameter(
-            f"{', '.join(sorted(unknown))} is none of SR, SEG, SC, SALIENCY", param_hint="--results"
+            f"{', '.join(sorted(unknown))} is none of SR, SEG, SC, SALIENCY, PM", param_hint="--results"
         )
     outcome = read_folder(folder, model, out, kinds, decline, load_settings(config))
     if as_json:

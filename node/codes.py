@@ -104,6 +104,11 @@ NO_UNITS = Code("1", "UCUM", "no units")
 UNLIKENESS = Code("UNLIKENESS", "99WETREAD", "AI: not analyzed, unlikeness (limit 1)")
 IMAGES_DECLINED = Code("DECLINED", "99WETREAD", "AI: not analyzed, images")
 
+# What the numbers of a Parametric Map are
+QUANTITY = Code("246205007", "SCT", "Quantity")
+VISUAL_EXPLANATION = Code("130401", "DCM", "Visual explanation")
+UNSPECIFIED_CALCULATION = Code("112187", "DCM", "Unspecified method of calculation")
+
 ALL = frozenset(value for value in globals().values() if isinstance(value, Code))
 """The code table: what `docs/conformance` lists and the gate accepts."""
 

@@ -52,7 +52,7 @@ port = 0
 """
 _HURRY = Pace(assemble=0.25, route=0.25, ring=0.25, settle=0.25)
 _ENDED = ("DONE", "FAILED")
-_ORDER = ("SR", "SEG", "SC", "SALIENCY")
+_ORDER = ("SR", "SEG", "SC", "SALIENCY", "PM")
 _ARRIVED = ("COMMITTED", "DROPPED", "DEAD")
 
 

@@ -117,7 +117,7 @@ def _request(bundle: Bundle, first: Dataset, files: tuple[str, ...], scratch: Pa
         files=files,
         bundle=str(bundle.folder),
         digest=bundle.digest,
-        results=("SR", "SEG", "SC", "SALIENCY"),
+        results=("SR", "SEG", "SC", "SALIENCY", "PM"),
         out=str(scratch / "out"),
         device=settings.worker.device,
         runtime=settings.worker.runtime,

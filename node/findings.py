@@ -190,6 +190,21 @@ class Detection:
     boxes: tuple[Box, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class ParametricMap:
+    """A number for each voxel of a volume: why a finding was made, or how strongly a segment was spoken for.
+
+    `values`: float32, (slice, row, column) on the source grid, 0..1, `sources[k]` under slice k. `quantity`: what the
+    numbers are; `method`: how they were made, for people.
+    """
+
+    label: str
+    values: NDArray[np.float32]
+    sources: tuple[Source, ...]
+    quantity: Code
+    method: str
+
+
 @dataclass(frozen=True)
 class Reading:
     """All that one bundle says about one series; of a series that it declined as a whole, only that."""
@@ -201,6 +216,7 @@ class Reading:
     detections: tuple[Detection, ...] = ()
     remarks: tuple[str, ...] = field(default=())
     declined: tuple[Declined, ...] = ()
+    maps: tuple[ParametricMap, ...] = ()
 
     @property
     def is_declined(self) -> bool:

@@ -13,7 +13,21 @@ from pydicom import Dataset
 
 from node import codes, uids
 from node.codes import Code
-from node.findings import Algorithm, Finding, Measurement, Reading, Saliency, Segment, Segmentation, Source, Volume
+from node.findings import (
+    Algorithm,
+    Box,
+    Declined,
+    Detection,
+    Finding,
+    Measurement,
+    ParametricMap,
+    Reading,
+    Saliency,
+    Segment,
+    Segmentation,
+    Source,
+    Volume,
+)
 from workers.report.context import Context
 
 STARTED = datetime(2026, 3, 4, 5, 6, 7, 890, tzinfo=UTC)
@@ -63,6 +77,47 @@ def finding(volume: Volume, label: str = "Abnormal chest radiograph", probabilit
     """A calibrated finding on the first image of `volume`."""
     kind = ABNORMAL if label == ABNORMAL.meaning else EFFUSION
     return Finding(label, kind, LUNG, probability, 0.5, calibrated=True, source=volume.sources[0])
+
+
+def overlapping(volume: Volume, mask: NDArray[np.uint8]) -> Reading:
+    """A reading of two segments: the whole mask, and the part of it in the lower half of the slices."""
+    reading = volume_reading(volume, mask)
+    [found] = reading.segmentations
+    whole, part = mask > 0, mask > 0
+    part[len(mask) // 2 :] = False
+    both = replace(found, segments=found.segments[:2], masks=np.stack([whole, part]))
+    labels = np.where(part, both.segments[1].value, np.where(whole, both.segments[0].value, 0)).astype(np.uint8)
+    return replace(reading, segmentations=(replace(both, labels=labels),))
+
+
+def detected(volume: Volume) -> Reading:
+    """A reading of a detector: two boxes of one class, and none of another."""
+    middle, last = volume.sources[len(volume.sources) // 2], volume.sources[-1]
+    boxes = (
+        Box(middle, 0.9, 3.5, 4.5, 20.5, 16.5, volume.sources[0], last),
+        Box(last, 0.6, 10.0, 12.0, 14.25, 30.0, middle, last),
+    )
+    nodule, mass = Code("427359005", "SCT", "Solitary nodule of lung"), Code("4147007", "SCT", "Mass")
+    found = Detection("Lung nodule", nodule, LUNG, 0.5, calibrated=False, color="#e6604d", source=middle, boxes=boxes)
+    none = Detection("Mass", mass, LUNG, 0.5, calibrated=True, color="#4d9de6", source=middle, boxes=())
+    return Reading(algorithm("nodules", "Nodules"), STARTED, detections=(found, none))
+
+
+def not_analyzed(volume: Volume) -> Reading:
+    """A reading that says only that, and why, its images were declined."""
+    reason = "it is unlike the images that the model was trained on, most of all in its layout"
+    remark = f"Not analyzed by lung_fields 1.0.0, because {reason} (unlikeness 3.21, limit 1)"
+    declined = (Declined(volume.sources[0], reason, 3.21),)
+    return Reading(algorithm(), STARTED, remarks=(remark,), declined=declined)
+
+
+def mapped(reading: Reading, volume: Volume) -> Reading:
+    """The same reading with a map: it rises along every axis, and says nothing in the first two slices."""
+    k, j, i = (np.linspace(0, 1, size, dtype=np.float32) for size in volume.pixels.shape)
+    values = k[:, None, None] * j[:, None] * i
+    values[:2] = 0
+    one = ParametricMap("Hippocampus", values, volume.sources, codes.VISUAL_EXPLANATION, "score of the network")
+    return replace(reading, maps=(one,))
 
 
 def explained(found: Finding, volume: Volume) -> Finding:

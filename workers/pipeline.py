@@ -51,7 +51,7 @@ class Request:
     files: tuple[str, ...]
     bundle: str
     digest: str
-    results: tuple[Literal["SR", "SEG", "SC", "SALIENCY"], ...]
+    results: tuple[Literal["SR", "SEG", "SC", "SALIENCY", "PM"], ...]
     out: str
     device: str
     key: str
@@ -81,7 +81,7 @@ class Outcome:
 
     `reason` is for people, empty when reported. `transient`: trying again may help. `documents`: per file its kind,
     sop_class_uid, sop_instance_uid, series_instance_uid and file (path). `figures`: what a reported reading took, in
-    seconds and megabytes, and the shapes that went through the network.
+    seconds and megabytes, and the shapes that went through the network. `warnings`: what the node logged meanwhile.
     """
 
     kind: Literal["reported", "unsuitable", "failed"]
@@ -90,6 +90,7 @@ class Outcome:
     summary: str
     documents: tuple[dict[str, str], ...]
     figures: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the outcome as one line of JSON."""
@@ -99,7 +100,7 @@ class Outcome:
     def from_json(line: str) -> Outcome:
         """Return the outcome in `line`; raises ValueError, TypeError or KeyError where it is none."""
         fields = json.loads(line)
-        return Outcome(**{**fields, "documents": tuple(fields["documents"])})
+        return Outcome(**{**fields, **{key: tuple(fields[key]) for key in ("documents", "warnings")}})
 
 
 def read(request: Request) -> Outcome:
@@ -186,11 +187,16 @@ def _stages(
     reading = replace(reading, remarks=(*reading.remarks, *verdict.remarks), declined=verdict.declined)
     context = context if volumes else replace(context, results=("SR",))
     laps.end("predict_s")
-    if volumes and "SALIENCY" in request.results and bundle.dicom.explain is not None:
+    if volumes and {"SALIENCY", "PM"} & set(request.results) and bundle.dicom.explain is not None:
         from workers.predict.explain import explain
 
         reading = explain(network, volumes, bundle, reading)
         laps.end("explain_s")
+    if volumes and "PM" in request.results:
+        from workers.predict.maps import explain_volumes
+
+        reading = explain_volumes(network, volumes, bundle, reading)
+        laps.end("map_s")
     documents = evidence.build(reading, volumes, context)
     gate.check(documents, reading, volumes, context)
     laps.end("report_s")

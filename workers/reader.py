@@ -1,7 +1,8 @@
 """The supervised child that runs the pipeline: one reading at a time, killed at its deadline, replaced when it dies.
 
 Pixels of strangers are decoded and networks run in the child only. The two talk in JSON lines over pipes of their
-own; the child's standard output and error lead nowhere, because a decoder may print what it reads.
+own; the child's standard output and error lead nowhere, because a decoder may print what it reads. Warnings of our own
+code come back with the answer, and are logged here.
 Run as `python -m workers.reader ANSWERS`, ANSWERS being the descriptor it writes to.
 """
 
@@ -20,11 +21,12 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from node.crashpoints import reach
 from node.leash import leashed
+from node.log import OUR_PACKAGES, safe
 from workers.pipeline import Outcome, Request
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ RECYCLE_AFTER = 500
 _ROOT = Path(__file__).resolve().parent.parent
 _MAX_ANSWER = 1 << 20
 _MAX_TRACE = 4096
+_MAX_WARNINGS, _MAX_WARNING = 20, 500
 _POLL_MS = 100
 _OOM_SCORE = "800"
 """The kernel takes the child and not the supervisor when memory runs out (proc(5), oom_score_adj)."""
@@ -99,6 +102,9 @@ class Reader:
                 self._discard()
                 return _failed("The reader answered with something that is no outcome.", transient=False)
             self._count(child)
+            for text in outcome.warnings[:_MAX_WARNINGS]:
+                where = {"action": "reader_warning", "job_id": request.job_id, "bundle": Path(request.bundle).name}
+                log.warning("While a series was read: %s", safe(text, _MAX_WARNING), extra=where)
             return outcome
 
     def stop(self) -> None:
@@ -142,12 +148,32 @@ class Reader:
 
 def serve(answers: int, read: Callable[[Request], Outcome]) -> None:
     """Be the child: answer each request line on standard input with one outcome line on `answers`, until the end."""
-    requests = _go_quiet()
+    requests, heard = _go_quiet(), _Heard()
     with os.fdopen(requests, "rb") as lines:
         for line in lines:
-            outcome = _guarded(read, line)
+            outcome = replace(_guarded(read, line), warnings=heard.taken())
             reach("read.before_answer")
             _write_all(answers, outcome.to_json().encode() + b"\n")
+
+
+class _Heard(logging.Handler):
+    """Keeps what our own code warns of; what other packages say may quote what they read, and is not listened to."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: list[str] = []
+        for package in OUR_PACKAGES:
+            logging.getLogger(package).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one message; never what was raised with it."""
+        if len(self._texts) < _MAX_WARNINGS:
+            self._texts.append(safe(record.getMessage(), _MAX_WARNING))
+
+    def taken(self) -> tuple[str, ...]:
+        """Return what was heard since the last time."""
+        heard, self._texts = tuple(self._texts), []
+        return heard
 
 
 def _guarded(read: Callable[[Request], Outcome], line: bytes) -> Outcome:

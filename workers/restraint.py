@@ -100,7 +100,7 @@ def _judge(
     volume: Volume, entry: GuardEntry, headers: Mapping[str, Mapping[str, AttributeValue]], guard: Guard | None
 ) -> Declined | None:
     reasons = list(_header(volume, entry, headers))
-    reasons += [*_bounds(volume, entry)]
+    reasons += outside(volume, entry)
     look = guard.look(volume) if guard else None
     if look is not None and not look.score <= 1:
         reasons.append(UNLIKE.format(look.unusual))
@@ -114,6 +114,11 @@ def _header(volume: Volume, entry: GuardEntry, headers: Mapping[str, Mapping[str
     match = matching.matches(attributes, entry.header)
     if not match.ok:
         yield from match.reasons
+
+
+def outside(volume: Volume, entry: GuardEntry) -> list[str]:
+    """Return how the grid and the values of `volume` break the bounds of `entry`, in words."""
+    return [*_bounds(volume, entry)]
 
 
 def _bounds(volume: Volume, entry: GuardEntry) -> Iterator[str]:

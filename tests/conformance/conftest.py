@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
+from node import uids
 from node.findings import Reading, Volume
 from node.simulate import phantoms
 from tests import readings
@@ -42,7 +43,11 @@ def _phantom(orientation: phantoms.Orientation, columns: int) -> Callable[[Path,
         spacing = (2.5, 1.2, 0.9)
         slices, mask = phantoms.volume(orientation, "MR", (20, 40, columns), spacing)
         volume = readings.volume_of(slices, spacing)
-        return readings.written(slices, folder), [volume], readings.volume_reading(volume, mask)
+        return (
+            readings.written(slices, folder),
+            [volume],
+            readings.mapped(readings.volume_reading(volume, mask), volume),
+        )
 
     return make
 
@@ -104,7 +109,7 @@ def _series(folder: str) -> Callable[[Path, Path], Inputs]:
         where = data / "dicom" / folder
         paths = [where] if where.is_file() else sorted(where.glob("*.dcm"))
         volume = load(paths, 3)[0]
-        return paths, [volume], readings.volume_reading(volume, _block(volume))
+        return paths, [volume], readings.mapped(readings.volume_reading(volume, _block(volume)), volume)
 
     return make
 
@@ -114,6 +119,43 @@ def _block(volume: Volume) -> NDArray[np.uint8]:
     k, j, i = (np.linspace(0, 1, n) for n in volume.pixels.shape)
     inside = ((k[:, None, None] - 0.4) / 0.3) ** 2 + ((j[:, None] - 0.5) / 0.3) ** 2 + ((i - 0.45) / 0.25) ** 2 < 1
     return inside.astype(np.uint8)
+
+
+def _overlapping(_data: Path, folder: Path) -> Inputs:
+    """Two segments that share voxels, of which one lies within the other."""
+    slices, mask = phantoms.volume("oblique", "MR", (20, 40, 48), (2.5, 1.2, 0.9))
+    volume = readings.volume_of(slices, (2.5, 1.2, 0.9))
+    return readings.written(slices, folder), [volume], readings.overlapping(volume, mask)
+
+
+def _two_channels(_data: Path, folder: Path) -> Inputs:
+    """What was read of two series on one grid: its frames lie on the first, and it names both."""
+    paths, volumes, reading = _overlapping(_data, folder / "first")
+    again = [pydicom.dcmread(path) for path in paths]
+    for ds in again:
+        ds.SeriesInstanceUID = uids.derive_uid("second", ds.SeriesInstanceUID)
+        ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uids.derive_uid("second", ds.SOPInstanceUID)
+        ds.SeriesNumber = int(ds.SeriesNumber) + 1
+    both = (*volumes[0].channels, volumes[0].pixels, volumes[0].pixels)
+    return [*paths, *readings.written(again, folder / "second")], [replace(volumes[0], channels=both)], reading
+
+
+def _boxes(_data: Path, folder: Path) -> Inputs:
+    slices, _ = phantoms.volume("oblique", "CT", (20, 40, 48), (2.5, 1.2, 0.9))
+    volume = readings.volume_of(slices, (2.5, 1.2, 0.9))
+    return readings.written(slices, folder), [volume], readings.detected(volume)
+
+
+def _boxes_on_a_film(_data: Path, folder: Path) -> Inputs:
+    ds, _ = phantoms.chest_film(size=256)
+    volume = readings.film_of(ds, (1.0, *map(float, ds.PixelSpacing)))
+    return readings.written([ds], folder), [volume], readings.detected(volume)
+
+
+def _declined(_data: Path, folder: Path) -> Inputs:
+    """A film that was not analyzed."""
+    ds, _ = phantoms.chest_film(size=256)
+    return readings.written([ds], folder), [], readings.not_analyzed(readings.film_of(ds))
 
 
 CASES: dict[str, Callable[[Path, Path], Inputs]] = {
@@ -126,6 +168,11 @@ CASES: dict[str, Callable[[Path, Path], Inputs]] = {
     "film": _phantom_film(256),
     "film-odd-columns": _phantom_film(251),
     "film-two-in-a-series": _two_films,
+    "overlapping": _overlapping,
+    "channels": _two_channels,
+    "boxes": _boxes,
+    "boxes-film": _boxes_on_a_film,
+    "declined": _declined,
     "nih-film": _films("cxr/nih/test1.dcm"),
     "fuji-cr": _films("cxr/fuji_cr/gdcm-CR-MONO1-10-chest.dcm"),
     "philips-cr-spacing-zero": _films("cxr/philips_cr/RG1_J2KI.dcm"),
@@ -138,7 +185,10 @@ CASES: dict[str, Callable[[Path, Path], Inputs]] = {
     **{name: _charset(name) for name in ("chrH31.dcm", "chrI2.dcm", "chrRuss.dcm", "chrX2.dcm", "chrArab.dcm")},
 }
 _SYNTHETIC = frozenset(
-    name for name in CASES if name.split("-")[0] in ("axial", "sagittal", "coronal", "oblique", "film")
+    name
+    for name in CASES
+    if name.split("-")[0]
+    in ("axial", "sagittal", "coronal", "oblique", "film", "overlapping", "channels", "boxes", "declined")
 )
 
 
@@ -149,7 +199,8 @@ def filed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = Path() if name in _SYNTHETIC else request.getfixturevalue("shared_data")
     folder = tmp_path_factory.mktemp(name)
     sources, volumes, reading = CASES[name](data, folder / "sources")
-    context = readings.context(sources, results=("SR", "SEG", "SC", "SALIENCY"))
+    results = ("SR",) if reading.is_declined else ("SR", "SEG", "SC", "SALIENCY", "PM")
+    context = readings.context(sources, results=results)
     documents = evidence.build(reading, volumes, context)
     files = []
     for number, document in enumerate(documents):

@@ -82,7 +82,7 @@ def test_dcmqi_reads_back_our_mask_in_world_coordinates(filed: Filed, tmp_path: 
         to_mm = _affine(file, filed, segmentation)
         for index, segment in enumerate(segmentation.segments, 1):
             theirs = _mask(folder / f"{index}.nii.gz", np.linalg.inv(to_mm), segmentation.labels.shape)
-            assert _dice(theirs, segmentation.labels == segment.value) >= 0.999, segment.label
+            assert _dice(theirs, segmentation.mask(segment)) >= 0.999, segment.label
 
 
 def _affine(seg: Path, filed: Filed, segmentation: Segmentation) -> NDArray[np.float64]:

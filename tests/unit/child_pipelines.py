@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -51,6 +52,9 @@ def read(request: Request) -> Outcome:
         os.write(1, b"Doe^John\n")
         os.write(2, b"Doe^John\n")
         assert not sys.stdin.buffer.read()
+    elif mode == "warn":
+        logging.getLogger("workers.predict.memory").warning("%s goes on with less memory\nand more", "bundle")
+        logging.getLogger("pydicom").warning("Doe^John has an odd date")
     elif mode in _ANSWERS:
         os.write(ANSWERS, _ANSWERS[mode])
     elif mode == "family":

@@ -43,9 +43,9 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Set:
     for ds in slices:
         ds.TimezoneOffsetFromUTC, ds.LossyImageCompression = "+0100", "01"
     volume = readings.volume_of(slices, (2.5, 1.2, 0.9))
-    context = readings.context(readings.written(slices, folder), results=("SR", "SEG", "SC", "SALIENCY"))
+    context = readings.context(readings.written(slices, folder), results=("SR", "SEG", "SC", "SALIENCY", "PM"))
     found = (readings.explained(readings.finding(volume), volume), readings.finding(volume, "Pleural effusion", 0.01))
-    reading = replace(readings.volume_reading(volume, mask), findings=found)
+    reading = replace(readings.mapped(readings.volume_reading(volume, mask), volume), findings=found)
     return Set(reading, [volume], context, evidence.build(reading, [volume], context))
 
 
@@ -102,6 +102,16 @@ def _leave_the_range(s: Set) -> None:
     s.reading = replace(s.reading, findings=(beyond, *others))
 
 
+def _change_a_number(ds: Dataset) -> None:
+    ds.FloatPixelData = ds.FloatPixelData[:-4] + np.float32(0.25).tobytes()
+
+
+def _leave_out_a_frame(ds: Dataset) -> None:
+    ds.PerFrameFunctionalGroupsSequence = ds.PerFrameFunctionalGroupsSequence[:-1]
+    ds.NumberOfFrames = int(ds.NumberOfFrames) - 1
+    ds.FloatPixelData = ds.FloatPixelData[: -4 * ds.Rows * ds.Columns]
+
+
 def _unknown_code(s: Set) -> None:
     s["SEG"].SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeMeaning = "Hippo campus"
 
@@ -137,6 +147,10 @@ BROKEN: dict[str, tuple[str, Callable[[Set], object]]] = {
     "a map too few": ("SALIENCY", lambda s: _without_predicate(s, "SALIENCY")),
     "a map that leaves its range": ("SALIENCY", _leave_the_range),
     "a map that hides its text": ("SC", lambda s: setattr(s["SALIENCY"], "BurnedInAnnotation", "NO")),
+    "a Parametric Map too few": ("PM", lambda s: _without_predicate(s, "PM")),
+    "a map of whole numbers": ("PM", lambda s: delattr(s["PM"], "FloatPixelData")),
+    "a map of other numbers": ("PM-values", lambda s: _change_a_number(s["PM"])),
+    "a map without its last slice": ("PM-values", lambda s: _leave_out_a_frame(s["PM"])),
     "a label map": ("20", lambda s: setattr(s["SEG"], "SegmentationType", "LABELMAP")),
     "a SEG too few": ("30a", lambda s: _without_predicate(s, "SEG")),
     "a changed voxel": ("23", _flip_pixels),

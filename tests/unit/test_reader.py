@@ -56,6 +56,18 @@ def test_one_child_serves_reading_after_reading(reader: Reader, tmp_path: Path) 
     assert first.summary == second.summary == f"pid {reader.pid}"
 
 
+def test_our_own_warnings_reach_the_log_of_the_supervisor_once(
+    reader: Reader, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert reader.read(request(tmp_path, "warn"), 30).kind == "reported"
+    good(reader, tmp_path)
+    [record] = [r for r in caplog.records if r.name == "workers.reader"]
+    assert record.getMessage() == r"While a series was read: bundle goes on with less memory\nand more"
+    assert (record.levelname, record.__dict__["action"]) == ("WARNING", "reader_warning")
+    assert (record.__dict__["job_id"], record.__dict__["bundle"]) == ("job-0001", "bundle")
+    assert "Doe" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("mode", "transient", "reason"),
     [

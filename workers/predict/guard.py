@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,21 +22,25 @@ from node.findings import Volume
 from workers.predict.likeness import CODE, STATISTICS, Autoencoder, features, small_copy, statistics
 
 WEIGHTS = "autoencoder."
-"""Prefix of the autoencoder's weights in the file; beside them are the four tensors that `Limits` names."""
+"""Prefix of the autoencoder's weights in the file; beside them are the tensors that `Limits` names."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What is usual: `mean` and `scale` of each feature, `whitener` of the scaled ones, `limit` of the distance."""
+    """What is usual: `mean` and `scale` of each feature, `whitener` of the scaled ones, `limit` of the distance.
+
+    `most`: further than this from the mean, in units of `scale`, no single feature counts.
+    """
 
     mean: NDArray[np.float64]
     scale: NDArray[np.float64]
     whitener: NDArray[np.float64]
     limit: float
+    most: float = np.inf
 
     def distances(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return for each row of features its distance from the training images, 1 where the limit is."""
-        away = (found - self.mean) / self.scale @ self.whitener.T
+        away = np.clip((found - self.mean) / self.scale, -self.most, self.most) @ self.whitener.T
         return np.asarray(np.sqrt((away**2).mean(axis=1)) / self.limit)
 
 
@@ -61,7 +66,8 @@ class Guard:
             state = {k.removeprefix(WEIGHTS): v.float() for k, v in tensors.items() if k.startswith(WEIGHTS)}
             self._autoencoder.load_state_dict(state)
             mean, scale, whitener = (tensors[name].double().numpy() for name in ("mean", "scale", "whitener"))
-            self._limits = Limits(mean, scale, whitener, float(tensors["limit"]))
+            most = float(tensors.get("most", torch.tensor(np.inf)))
+            self._limits = Limits(mean, scale, whitener, float(tensors["limit"]), most)
             self._limits.distances(np.zeros((1, CODE[self._dimensions] + len(STATISTICS) + 2)))
         except Exception as error:  # files of many kinds fail in many ways
             raise BundleError(
@@ -74,8 +80,15 @@ class Guard:
         copy = small_copy(volume, self._dimensions)
         told = statistics(volume, copy)[np.newaxis]
         found = features(self._autoencoder, copy[None], told)
-        score = float(self._limits.distances(found)[0])
-        return Look(score if np.isfinite(score) else np.inf, self._unusual(found[0]))
+        return Look(float(self._distances(found)[0]), self._unusual(found[0]))
+
+    def scores(self, copies: torch.Tensor, told: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the score of each of many images by their small copies (n, 1, …) and `statistics` (n, …)."""
+        return self._distances(features(self._autoencoder, copies, told))
+
+    def _distances(self, found: NDArray[np.float64]) -> NDArray[np.float64]:
+        distances = self._limits.distances(found)
+        return np.where(np.isfinite(distances), distances, np.inf)
 
     def _unusual(self, found: NDArray[np.float64]) -> str:
         away = (found - self._limits.mean) / self._limits.scale
@@ -98,6 +111,12 @@ def save(path: Path, autoencoder: Autoencoder, limits: Limits) -> None:
     from safetensors.torch import save_file
 
     state = {WEIGHTS + name: value.half().contiguous() for name, value in autoencoder.state_dict().items()}
-    numbers = {"mean": limits.mean, "scale": limits.scale, "whitener": limits.whitener, "limit": limits.limit}
+    numbers: dict[str, Any] = {
+        "mean": limits.mean,
+        "scale": limits.scale,
+        "whitener": limits.whitener,
+        "limit": limits.limit,
+    }
+    numbers |= {"most": limits.most} if np.isfinite(limits.most) else {}
     save_file(state | {k: torch.as_tensor(np.asarray(v, np.float32)).contiguous() for k, v in numbers.items()}, path)
     path.chmod(0o644)

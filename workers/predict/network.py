@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.post.dictionary import Invertd
+from monai.transforms.post.dictionary import Activationsd, Invertd
 from numpy.typing import NDArray
 
 from node.bundles import Bundle
@@ -121,6 +121,23 @@ class Network:
             key = self._image_key(case)
             back = Invertd(keys="pred", transform=self._before, orig_keys=key, nearest_interp=False)
             return np.asarray(back(case)["pred"], np.float32)
+
+    def scores(self, volume: Volume, *, overlaps: bool) -> NDArray[np.float32]:
+        """Return how strongly the network speaks for each class, 0..1, on the grid of `volume`.
+
+        (class, column, row[, slice]). As the bundle's own `Activationsd` has it; without one by softmax, or, of classes
+        that may overlap (`overlaps`) and of a single one, by sigmoid. Raises as `read` does.
+        """
+        steps = [step for step in getattr(self._after, "transforms", ()) if type(step) is Activationsd]
+
+        def draw(_network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
+            infer = partial(self._inferer, image, self._runner)
+            said = self._require_finite(stepping_down(self._inferer, infer, self._title))[0]
+            if steps:
+                return torch.as_tensor(steps[0]({steps[0].keys[0]: said})[steps[0].keys[0]])
+            return said.sigmoid() if overlaps or len(said) == 1 else said.softmax(0)
+
+        return self.draw(volume, draw)
 
     def _prepared(self, volume: Volume) -> tuple[dict[Any, Any], torch.Tensor]:
         """Return what the preprocessing makes of `volume`, and of it the network's input (1, channel, …)."""

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydicom import Dataset
 
-ResultKind = Literal["SR", "SEG", "SC", "SALIENCY"]
+ResultKind = Literal["SR", "SEG", "SC", "SALIENCY", "PM"]
 SegType = Literal["auto", "binary", "fractional"]
 
 MANUFACTURER = "wetread"

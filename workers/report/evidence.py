@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from node.errors import NonConformant
 from node.findings import Reading, Segmentation, Volume
-from workers.report import saliency, sc, seg, sources, sr
+from workers.report import pm, saliency, sc, seg, sources, sr
 from workers.report.context import Context, EvidenceDocument, NodeIdentity, ResultKind
 from workers.report.run import Run
 
@@ -18,7 +18,7 @@ __all__ = ["Context", "EvidenceDocument", "NodeIdentity", "ResultKind", "build",
 
 
 def build(reading: Reading, volumes: Sequence[Volume], context: Context) -> list[EvidenceDocument]:
-    """Return the Evidence Documents of `reading`: SEGs, pictures, and at last one SR, as `context.results` asks.
+    """Return the Evidence Documents of `reading` that `context.results` asks for: SEGs, pictures, maps, at last one SR.
 
     `volumes` are what was read; `reading`'s label maps lie on their grids. There is no SEG of a segmentation in
     which nothing was found, and no saliency map of a finding that has none. The same arguments give the same bytes.
@@ -47,11 +47,13 @@ def _documents(run: Run, volumes: Sequence[Volume]) -> list[EvidenceDocument]:
         ]
         captures = [sc.build(run, volume, i) for i, volume in enumerate(volumes)] if "SC" in wanted else []
         maps = saliency.build(run, volumes) if "SALIENCY" in wanted else []
+        volumes_mapped = pm.build(run, volumes) if "PM" in wanted else []
         documents = [EvidenceDocument("SEG", ds, _encoded(ds)) for ds in segs if ds is not None]
         documents += [EvidenceDocument("SC", ds) for ds in captures]
         documents += [EvidenceDocument("SALIENCY", ds) for ds in maps]
+        documents += [EvidenceDocument("PM", ds) for ds in volumes_mapped]
         if "SR" in wanted:
-            documents.append(EvidenceDocument("SR", sr.build(run, volumes, segs, [*captures, *maps])))
+            documents.append(EvidenceDocument("SR", sr.build(run, volumes, segs, [*captures, *maps, *volumes_mapped])))
     return documents
 
 

@@ -11,11 +11,11 @@ from itertools import chain
 
 from node.errors import NonConformant
 from node.findings import Reading, Volume
-from workers.report import rules_common, rules_seg, rules_sr, sources
+from workers.report import rules_common, rules_pm, rules_seg, rules_sr, sources
 from workers.report.case import Case, Rule
 from workers.report.context import Context, EvidenceDocument
 
-RULES: tuple[Rule, ...] = (*rules_common.RULES, *rules_seg.RULES, *rules_sr.RULES)
+RULES: tuple[Rule, ...] = (*rules_common.RULES, *rules_seg.RULES, *rules_pm.RULES, *rules_sr.RULES)
 
 
 def check(documents: Sequence[EvidenceDocument], reading: Reading, volumes: Sequence[Volume], context: Context) -> None:

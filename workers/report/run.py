@@ -17,12 +17,13 @@ from node.findings import Box, Reading, Source, Volume
 from workers.report import sources
 from workers.report.context import MANUFACTURER, Context, ResultKind
 
-_SERIES_OFFSET: dict[ResultKind, int] = {"SEG": 1, "SR": 2, "SC": 4, "SALIENCY": 5}
+_SERIES_OFFSET: dict[ResultKind, int] = {"SEG": 1, "SR": 2, "SC": 4, "SALIENCY": 5, "PM": 6}
 _SERIES_TITLE: dict[ResultKind, str] = {
     "SEG": "SEG",
     "SR": "SR",
     "SC": "key image",
     "SALIENCY": "saliency map",
+    "PM": "map",
 }
 _KNOWN_BASE, _UNKNOWN_BASE = 9000, 900_000
 """First series number of ours; the second where nobody told us the other series of the study."""
@@ -150,10 +151,15 @@ def _series_and_instance(ds: Dataset, run: Run, kind: ResultKind, ordinal: int) 
     ds.SeriesInstanceUID = run.uid(kind, 0 if shared_series else ordinal, "series")
     ds.SeriesNumber = run.series_number(kind)
     ds.InstanceNumber = ordinal + 1 if shared_series else 1
-    several = f" {ordinal + 1}" if kind == "SEG" and len(run.reading.segmentations) > 1 else ""
+    several = f" {ordinal + 1}" if _number_of(run.reading, kind) > 1 else ""
     superseding = ", supersedes earlier" if run.context.predecessors else ""
     ds.SeriesDescription = f"AI {run.reading.algorithm.label[:15]} {_SERIES_TITLE[kind]}{several}{superseding}"
     ds.InstanceCreatorUID = uids.INSTANCE_CREATOR_UID
+
+
+def _number_of(reading: Reading, kind: ResultKind) -> int:
+    """Return how many series of a kind there may be."""
+    return {"SEG": len(reading.segmentations), "PM": len(reading.maps)}.get(kind, 1)
 
 
 def _times(ds: Dataset, run: Run) -> None:

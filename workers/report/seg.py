@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 import highdicom as hd
 import numpy as np
@@ -32,10 +32,11 @@ from pydicom.uid import (
 from node import codes, uids
 from node.codes import Code
 from node.errors import Unsuitable
-from node.findings import Algorithm, Segment, Segmentation, Volume
+from node.findings import Algorithm, Segment, Segmentation, Source, Volume
 from workers.report import frames, sources
 from workers.report.run import Run, coded, finish
 
+_Number = TypeVar("_Number", np.uint8, np.float32)
 EMPTY_FRAMES_UP_TO = 400
 """Slices up to which empty frames are written too: some viewers misplace segments that have gaps."""
 CROSS_SECTIONS = frozenset(
@@ -63,8 +64,8 @@ def build(run: Run, segmentation: Segmentation, volume: Volume, ordinal: int) ->
     segments = described(segmentation)
     if not segments:
         return None
-    _require_place({source.sop_instance_uid: run.header(source) for source in segmentation.sources}.values(), volume)
-    images, pixels = _on_frames(run, segmentation, stacked(segmentation, segments), volume)
+    require_place({source.sop_instance_uid: run.header(source) for source in segmentation.sources}.values(), volume)
+    images, pixels = on_frames(run, segmentation.sources, stacked(segmentation, segments), volume)
     kind = encoding(run.context.seg_type, pixels.shape[2])
     algorithm = run.reading.algorithm
     omits_empty = _leave_out_empty_frames(pixels, kind, len(segments), len(segmentation.sources))
@@ -124,27 +125,27 @@ def content_label(algorithm: Algorithm) -> str:
     return label or "AI_SEGMENTATION"
 
 
-def _on_frames(
-    run: Run, segmentation: Segmentation, pixels: NDArray[np.uint8], volume: Volume
-) -> tuple[list[Dataset], NDArray[np.uint8]]:
-    """Return clean source headers and `pixels` in the same order; a multi-frame source gives all its frames."""
-    first = segmentation.sources[0]
+def on_frames(
+    run: Run, where: Sequence[Source], pixels: NDArray[_Number], volume: Volume
+) -> tuple[list[Dataset], NDArray[_Number]]:
+    """Return clean headers of `where` and `pixels` in the same order; a multi-frame source gives all its frames."""
+    first = where[0]
     if first.frame_number is None or volume.is_projection:
-        headers = [run.header(source) for source in segmentation.sources]
+        headers = [run.header(source) for source in where]
         images = [sources.without_quirks(header, is_projection=volume.is_projection) for header in headers]
         for image in images:
             if not image.get("SliceThickness"):  # type 2 in an image, type 1C here; the distance is what we know
                 image.SliceThickness = round(volume.spacing_mm[0], 6) if volume.spacing_mm else 1
         return images, pixels
     header = run.header(first)
-    frames = np.zeros((int(header.NumberOfFrames), *pixels.shape[1:]), np.uint8)
-    for k, source in enumerate(segmentation.sources):
+    frames = np.zeros((int(header.NumberOfFrames), *pixels.shape[1:]), pixels.dtype)
+    for k, source in enumerate(where):
         frames[(source.frame_number or 1) - 1] = pixels[k]
     return [sources.without_quirks(header, is_projection=volume.is_projection)], frames
 
 
-def _require_place(headers: Iterable[Dataset], volume: Volume) -> None:
-    """Refuse images whose SEG would have no Frame of Reference, or two frames at one place (PS3.3 §C.8.20)."""
+def require_place(headers: Iterable[Dataset], volume: Volume) -> None:
+    """Refuse images whose SEG or map would have no Frame of Reference, or two frames at one place (PS3.3 §C.8.20)."""
     for header in headers:
         if volume.is_projection:
             if header.SOPClassUID in CROSS_SECTIONS:
