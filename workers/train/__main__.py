@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from node import bundles
+from node.leash import leash_forks
 from workers.child import Tell, answer
 from workers.train import datalist
 from workers.train.request import Request
@@ -13,6 +14,7 @@ from workers.train.request import Request
 
 def work(line: str, tell: Tell) -> None:
     """Train as `line` asks; wrong lists are told before torch is there."""
+    leash_forks()  # what loads the images is forked by torch
     request = Request.from_json(line)
     bundle = bundles.load(Path(request.bundle))
     lists = datalist.load(Path(request.data), bundle)

@@ -1,6 +1,7 @@
 """Several processes that train one network together, one on each GPU: torchrun on this machine.
 
-Each process is `python -m workers.train.together REQUEST`; the first of them says how far all are.
+Each process is `python -m workers.train.together REQUEST`; the first of them says how far all are. torchrun gives each
+a session of its own, so that ending ours would leave them: each ends with torchrun, and torchrun with this process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from node import bundles
 from node.errors import Permanent, WetreadError
+from node.leash import leash_forks, leash_this, leashed
 from workers.train.request import Request
 
 Tell = Callable[[dict[str, Any]], None]
@@ -24,7 +26,7 @@ def launch(request: Request, tell: Tell) -> None:
     """Run `request.processes` processes until all have ended; raises `Permanent` with what the first of them said."""
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(request.processes), "-m", "workers.train.together", request.to_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=_environment(request.processes)) as process:
+    with subprocess.Popen(leashed(command), stdout=subprocess.PIPE, env=_environment(request.processes)) as process:
         assert process.stdout is not None  # noqa: S101 - asked for above
         failed = _listen(process.stdout, tell)
     if failed or process.returncode:
@@ -54,6 +56,8 @@ def _environment(processes: int) -> dict[str, str]:
 
 def main() -> None:
     """Train as one of several; torchrun has set RANK, and told where the others are."""
+    leash_this()
+    leash_forks()
     from workers.train.run import run
 
     request = Request.from_json(sys.argv[1])
