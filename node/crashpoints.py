@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Point:
-    """`who` comes by: the node, a worker, the worker's reader; `then`: what a restart must make of a kill there."""
+    """`who` comes by: node, worker, the worker's reader, a command of a person; `then`: what comes of a kill there."""
 
     who: tuple[str, ...]
     then: str
@@ -45,6 +45,10 @@ POINTS: Mapping[str, Point] = {
     "log.before_remove": Point(("node",), "recovery lays out what is there already and changes nothing"),
     "register.before": Point(("node",), "recovery registers what was acknowledged"),
     "register.before_commit": Point(("node",), "the transaction is undone; recovery registers it"),
+    "fetch.before": Point(("node",), "the attempt counts and is given up after its timeout; the next one fetches"),
+    "fetch.after": Point(("node",), "as fetch.before; what came is here, and the archive is asked what is left"),
+    "hold.before_commit": Point(("node",), "the copies are compared and the study is held again"),
+    "release.before_commit": Point(("command",), "neither copy was left out; the study is held until released again"),
     "assemble.before": Point(("node",), "the study is found due again"),
     "assemble.before_commit": Point(("node",), "the study is found due again; its revision counts once"),
     "route.before": Point(("node",), "the study still waits for the router"),

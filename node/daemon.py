@@ -118,6 +118,7 @@ class Node:
         """Where the doorbell rings; empty without that role."""
         self.health, self.registry = Health(), Registry()
         self._stack = ExitStack()
+        self._stopping = threading.Event()
 
     def __enter__(self) -> Node:
         with ExitStack() as stack:  # whatever fails half-way, what was started before it is stopped
@@ -129,7 +130,8 @@ class Node:
         self.stop()
 
     def stop(self) -> None:
-        """Stop listening, let every stage end its tick, then close the broker and the database."""
+        """Stop listening, let every stage end its tick (a fetch at once), then close the broker and the database."""
+        self._stopping.set()
         self._stack.close()
 
     def reload(self, settings: Settings, routes: Routes) -> list[str]:
@@ -250,7 +252,7 @@ class Node:
         take = listener.taking(self.settings, db, self.spool, stack)
 
         def fetch() -> int:
-            return inquiry.fetch(db, self.settings, take, contexts.TRANSFER_SYNTAXES)
+            return inquiry.fetch(db, self.settings, take, contexts.TRANSFER_SYNTAXES, stopping=self._stopping)
 
         return (*ticks, ("fetch", 1.0, fetch), ("fetch", 1.0, fetch))
 

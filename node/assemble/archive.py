@@ -31,6 +31,7 @@ AT_ONCE = 100
 MAX_STORAGE_CONTEXTS = 120
 """One association has at most 128 Presentation Contexts (PS3.8 §9.3.2.2)."""
 FAILED_TOO_LONG = "it took longer than completeness.fetch_timeout"
+NODE_STOPS = "the node was told to stop"
 
 Take = Callable[[bytes, str, str, str], int]
 """Keeps one instance: data set, SOP Class, SOP Instance, Transfer Syntax; returns the status of the C-STORE."""
@@ -71,6 +72,28 @@ class Wanted:
     sop_class_uid: str = ""
 
 
+class Patience:
+    """How long a retrieval may last: `timeout_s` from now, and not beyond the moment at which the node stops."""
+
+    def __init__(self, timeout_s: float, stopping: threading.Event | None = None) -> None:
+        self._deadline, self._stopping = time.monotonic() + timeout_s, stopping or threading.Event()
+
+    @property
+    def ended(self) -> str:
+        """Why it is over, in words; empty while it is not."""
+        if self._stopping.is_set():
+            return NODE_STOPS
+        return FAILED_TOO_LONG if time.monotonic() >= self._deadline else ""
+
+    def watch(self, assoc: Any, done: threading.Event) -> None:
+        """Abort an association when it is over before `done`: some archives neither send nor say anything."""
+        while not done.wait(0.1):
+            if self.ended:
+                assoc.abort()
+                assoc.dimse.msg_queue.put((None, None))  # as for an abort by the peer, or the answer is waited for on
+                return
+
+
 @dataclass(frozen=True)
 class NoAnswer:
     """Why the archive said nothing, for people."""
@@ -107,7 +130,7 @@ def listing(assoc: Any, study_uid: str) -> list[Wanted] | NoAnswer:
     return found
 
 
-def move(peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted], timeout_s: float) -> str:
+def move(peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted], patience: Patience) -> str:
     """Let the archive send `wanted` to our own AE by C-MOVE; return what went wrong, or nothing."""
     entity = calling.entity_for(peer, timeouts)
     entity.add_requested_context(StudyRootQueryRetrieveInformationModelMove, list(NATIVE))
@@ -116,11 +139,11 @@ def move(peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted
         answers = assoc.send_c_move(identifier, peer.calling_ae, StudyRootQueryRetrieveInformationModelMove)
         yield from answers
 
-    return _retrieve(entity, peer, timeouts, study_uid, wanted, timeout_s, ask)
+    return _retrieve(entity, peer, timeouts, study_uid, wanted, patience, ask)
 
 
 def get(
-    peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted], timeout_s: float, take: Take,
+    peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted], patience: Patience, take: Take,
     syntaxes: Sequence[str],
 ) -> str:  # fmt: skip
     """Fetch `wanted` by C-GET on our own association, each instance into `take`; return what went wrong, or nothing."""
@@ -142,7 +165,7 @@ def get(
 
     roles = [build_role(sop_class, scp_role=True) for sop_class in classes]
     more = {"ext_neg": roles, "evt_handlers": [(evt.EVT_C_STORE, keep)]}
-    return _retrieve(entity, peer, timeouts, study_uid, wanted, timeout_s, ask, more)
+    return _retrieve(entity, peer, timeouts, study_uid, wanted, patience, ask, more)
 
 
 @contextmanager
@@ -188,31 +211,29 @@ def _find(assoc: Any, level: str, keys: Mapping[str, str], wanted: Sequence[str]
 
 
 def _retrieve(
-    entity: Any, peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted], timeout_s: float,
+    entity: Any, peer: Peer, timeouts: Timeouts, study_uid: str, wanted: Sequence[Wanted], patience: Patience,
     ask: Callable[[Any, Dataset], Iterator[tuple[Dataset, Dataset | None]]], more: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
-    deadline = time.monotonic() + timeout_s
     opened = calling.associate(entity, peer, timeouts.write, **(more or {}))
     if isinstance(opened, Answer):
         return words(opened, peer)
-    watchdog = threading.Timer(timeout_s, opened.assoc.abort)  # some archives neither send nor say anything
-    watchdog.daemon = True
-    watchdog.start()
+    done = threading.Event()
+    threading.Thread(target=patience.watch, args=(opened.assoc, done), name="patience", daemon=True).start()
     try:
         for identifier in _identifiers(study_uid, wanted):
-            wrong = _outcome(ask(opened.assoc, identifier), peer.calling_ae, deadline, timeouts.dimse)
+            wrong = _outcome(ask(opened.assoc, identifier), peer.calling_ae, patience, timeouts.dimse)
             if wrong:
                 return wrong
         return ""
     except (RuntimeError, ValueError) as error:  # the association went away, or it has no context for this
-        return FAILED_TOO_LONG if time.monotonic() >= deadline else f"the association ended ({type(error).__name__})"
+        return patience.ended or f"the association ended ({type(error).__name__})"
     finally:
-        watchdog.cancel()
+        done.set()
         calling.release(opened.assoc)
 
 
 def _outcome(
-    answers: Iterator[tuple[Dataset, Dataset | None]], ae_title: str, deadline: float, patience_s: float
+    answers: Iterator[tuple[Dataset, Dataset | None]], ae_title: str, patience: Patience, silence_s: float
 ) -> str:
     heard = time.monotonic()
     for status, _ in answers:
@@ -220,11 +241,11 @@ def _outcome(
         if code in (0xFF00, 0xFF01):
             heard = time.monotonic()
             continue
-        if code is None and time.monotonic() >= deadline:
-            return FAILED_TOO_LONG
+        if code is None and patience.ended:
+            return patience.ended
         if code != 0x0000:
             failed = status.get("NumberOfFailedSuboperations")
-            is_late = time.monotonic() - heard >= patience_s
+            is_late = time.monotonic() - heard >= silence_s
             return _said(code, ae_title, is_late) + (f" ({failed} failed)" if failed else "")
     return ""
 

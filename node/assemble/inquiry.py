@@ -7,13 +7,15 @@ network is waited for. An archive that is away costs a study the quiet period an
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 
 from node import clock
 from node.assemble import archive, completeness
-from node.assemble.archive import NoAnswer, Take, Wanted
+from node.assemble.archive import NoAnswer, Patience, Take, Wanted
 from node.calling import Answer, Peer, Timeouts
 from node.clock import Clock
+from node.crashpoints import reach
 from node.settings import Settings
 from node.store import completion
 from node.store.completion import Evidence
@@ -55,17 +57,19 @@ def ask(db: Database, settings: Settings, now: Clock = clock.now, timeouts: Time
 
 def fetch(
     db: Database, settings: Settings, take: Take, syntaxes: Sequence[str], now: Clock = clock.now,
-    timeouts: Timeouts | None = None,
+    timeouts: Timeouts | None = None, stopping: threading.Event | None = None,
 ) -> int:  # fmt: skip
     """Fetch what is missing of one study, if an attempt is due; return how many instances were asked for.
 
-    Lasts as long as the archive needs, at most `completeness.fetch_timeout`. Raises `DatabaseUnavailable`.
+    Lasts as long as the archive needs, at most `completeness.fetch_timeout`, and ends at once when the node is
+    `stopping`: that attempt does not count. Raises `DatabaseUnavailable`.
     """
     rules = settings.completeness
     for known in _waiting(db, settings, now()):
         until = now() + rules.fetch_timeout + MARGIN_S
         if completeness.wants_fetch(known, now(), rules) and completion.fetch(db, known, until):
-            return _fetch(db, settings, known, take, syntaxes, now, timeouts or Timeouts())
+            patience = Patience(rules.fetch_timeout, stopping)
+            return _fetch(db, settings, known, take, syntaxes, now, timeouts or Timeouts(), patience)
     return 0
 
 
@@ -99,16 +103,19 @@ def _missing(db: Database, assoc: object, name: str, known: Evidence) -> list[Wa
 
 def _fetch(
     db: Database, settings: Settings, known: Evidence, take: Take, syntaxes: Sequence[str], now: Clock,
-    timeouts: Timeouts,
+    timeouts: Timeouts, patience: Patience,
 ) -> int:  # fmt: skip
     rules, attempt = settings.completeness, known.fetches + 1
     name, how = str(rules.archive), {"move": "C-MOVE", "get": "C-GET"}[rules.fetch]
-    wanted, wrong = _retrieve(db, settings, known, take, syntaxes, timeouts)
+    reach("fetch.before")
+    wanted, wrong = _retrieve(db, settings, known, take, syntaxes, timeouts, patience)
+    reach("fetch.after")
     note = f"{how} of {len(wanted)} instances from {name}, attempt {attempt} of {rules.fetch_attempts}"
     note += f", failed: {wrong}" if wrong else " went well"
-    last = attempt >= rules.fetch_attempts
+    stopped = wrong == archive.NODE_STOPS
+    last = attempt >= rules.fetch_attempts or stopped
     rest = 0.0 if last else BACK_OFF_S[min(attempt, len(BACK_OFF_S)) - 1]
-    completion.fetched(db, known.study_instance_uid, note, now() + rest)
+    completion.fetched(db, known.study_instance_uid, note, now() + rest, counts=not stopped)
     if not wrong:
         completion.released(db, [known.study_instance_uid], now())
     extra = {"action": "fetched", "study_instance_uid": known.study_instance_uid, "count": len(wanted)}
@@ -117,7 +124,13 @@ def _fetch(
 
 
 def _retrieve(
-    db: Database, settings: Settings, known: Evidence, take: Take, syntaxes: Sequence[str], timeouts: Timeouts
+    db: Database,
+    settings: Settings,
+    known: Evidence,
+    take: Take,
+    syntaxes: Sequence[str],
+    timeouts: Timeouts,
+    patience: Patience,
 ) -> tuple[list[Wanted], str]:
     """Return what was asked for, and what went wrong."""
     rules, peer, study_uid = settings.completeness, _peer(settings), known.study_instance_uid
@@ -130,8 +143,8 @@ def _retrieve(
     if not missing:  # it came in the meantime
         return [], ""
     if rules.fetch == "move":
-        return missing, archive.move(peer, timeouts, study_uid, missing, rules.fetch_timeout)
-    return missing, archive.get(peer, timeouts, study_uid, missing, rules.fetch_timeout, take, syntaxes)
+        return missing, archive.move(peer, timeouts, study_uid, missing, patience)
+    return missing, archive.get(peer, timeouts, study_uid, missing, patience, take, syntaxes)
 
 
 def _peer(settings: Settings) -> Peer:

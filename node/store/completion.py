@@ -148,15 +148,18 @@ def fetch(db: Database, evidence: Evidence, until: float) -> bool:
         return taken.rowcount == 1
 
 
-def fetched(db: Database, study_uid: str, note: str, next_after: float) -> None:
-    """End an attempt: what it came to, and when the next may begin. The archive is asked again first."""
+def fetched(db: Database, study_uid: str, note: str, next_after: float, counts: bool = True) -> None:
+    """End an attempt: what it came to, and when the next may begin. The archive is asked again first.
+
+    One that the archive did not end does not count as an attempt.
+    """
     with db.transaction() as connection:
         connection.execute(
             sa.text(
-                "UPDATE completion SET fetch_after = :after, note = :note, seen_received_at = NULL, asked_at = 0 "
-                "WHERE study_instance_uid = :uid"
+                "UPDATE completion SET fetch_after = :after, note = :note, seen_received_at = NULL, asked_at = 0, "
+                "fetches = fetches - :back WHERE study_instance_uid = :uid"
             ),
-            {"uid": study_uid, "after": next_after, "note": note},
+            {"uid": study_uid, "after": next_after, "note": note, "back": int(not counts)},
         )
 
 

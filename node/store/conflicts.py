@@ -7,6 +7,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
+from node.crashpoints import reach
 from node.errors import NotFound, Permanent
 from node.states import StudyState as S
 from node.store.db import Database, move, rows
@@ -44,10 +45,11 @@ def copies(db: Database, study_uid: str) -> list[Copy]:
 
 def hold(db: Database, study_uid: str, now: float, reason: str) -> bool:
     """Hold a study: RECEIVING → CONFLICT. False: another process was first."""
+    changes = {"reason": reason}
     with db.transaction() as connection:
-        return move(
-            connection, "study", study_uid, S.RECEIVING, S.CONFLICT, now, reason, changes={"reason": reason}
-        )  # fmt: skip
+        held = move(connection, "study", study_uid, S.RECEIVING, S.CONFLICT, now, reason, changes=changes)
+        reach("hold.before_commit")
+        return held
 
 
 def release(db: Database, study_uid: str, keep: Keep, now: float) -> int:
@@ -74,4 +76,5 @@ def release(db: Database, study_uid: str, keep: Keep, now: float) -> int:
             )
         reason = f"released by a person: the {keep} copies stand"
         move(connection, "study", study_uid, S.CONFLICT, S.RECEIVING, now, reason, changes={"reason": reason})
+        reach("release.before_commit")
         return len(losers)

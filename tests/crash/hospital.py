@@ -36,6 +36,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AE_TITLE = "WETREAD"
 CANARIES = {"PatientName": "QUILLWORT^VESPER", "PatientID": "QX7731-KVZ", "AccessionNumber": "ACZ-99-QWV-1"}
 """What the patients of every study are called; nobody but sender, spool and PACS may ever know."""
+QUICK = 'quiet_period = "0.5 s"\nmax_wait = "1 min"'
 CONFIG = """
 [node]
 ae_title = "WETREAD"
@@ -54,8 +55,7 @@ port = {pacs_port}
 ae_title = "SIM_PACS"
 commitment = true
 [completeness]
-quiet_period = "0.5 s"
-max_wait = "1 min"
+{completeness}
 [spool]
 url = "state/spool"
 refuse_below = "10 MB"
@@ -119,18 +119,25 @@ class Sender:
                 film.save_as(folder / f"{number}.dcm", enforce_file_format=True)
             return str(study)
 
+    def file(self, folder: Path, port: int) -> None:
+        """Send a study to an archive at `port` as well, which may give it to the node."""
+        for path in sorted(folder.iterdir()):
+            self._write(scanner.scan(path)[0][0].sop_instance_uid, dataset_sha256(path), None)
+        assert scanner.send(folder, "127.0.0.1", port, ae="SCANNER", called="SIM_PACS", timeout=60.0).ok
+
     def push(self, folder: Path) -> bool:
         """Send what is not acknowledged yet; True when all of `folder` is."""
         left = [path for path in sorted(folder.iterdir()) if str(path) not in self.acknowledged]
         for path in left:
-            self._push_one(path)
+            self.push_one(path)
         return all(str(path) in self.acknowledged for path in folder.iterdir())
 
     def push_until_acknowledged(self, folder: Path, within_s: float) -> None:
         """Send again and again."""
         until(lambda: self.push(folder), within_s, "the sender got its answer", 0.1)
 
-    def _push_one(self, path: Path) -> None:
+    def push_one(self, path: Path) -> None:
+        """Send one instance once."""
         uid, sha256 = scanner.scan(path)[0][0].sop_instance_uid, dataset_sha256(path)
         self._write(uid, sha256, None)
         try:
@@ -153,8 +160,8 @@ class Sender:
 class Hospital:
     """A node in `folder` with everything around it; a context manager that starts the PACS and ends every process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.port = folder, free_port()
+    def __init__(self, folder: Path, completeness: str = QUICK) -> None:
+        self.folder, self.port, self.completeness = folder, free_port(), completeness
         (folder / "studies").mkdir(parents=True)
         self.pacs = Pacs(folder / "pacs", peers={AE_TITLE: ("127.0.0.1", self.port)})
         self.sender = Sender(folder / "sent.jsonl", self.port)
@@ -163,7 +170,8 @@ class Hospital:
 
     def __enter__(self) -> Hospital:
         self.pacs.start()
-        text = CONFIG.format(port=self.port, pacs_port=self.pacs.port, web_port=free_port())
+        ports = {"port": self.port, "pacs_port": self.pacs.port, "web_port": free_port()}
+        text = CONFIG.format(**ports, completeness=self.completeness)
         (self.folder / "wetread.toml").write_text(text)
         (self.folder / "routes.toml").write_text(ROUTES)
         configs = self.folder / "models" / "canned" / "configs"

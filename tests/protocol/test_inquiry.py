@@ -22,7 +22,7 @@ from node.settings import Settings
 from node.simulate import phantoms, scanner
 from node.simulate.faults import Fault
 from node.simulate.pacs import Pacs
-from node.store import studies
+from node.store import completion, studies
 from tests.protocol.listening import Node, listening
 
 QUICK = Timeouts(connect=5, acse=10, dimse=4, write=4)
@@ -54,10 +54,15 @@ class Hospital:
     def ask(self) -> int:
         return inquiry.ask(self.node.db, self.settings, self.now, QUICK)
 
-    def fetch(self) -> int:
+    def fetch(self, stopping: threading.Event | None = None) -> int:
+        timeouts = QUICK if stopping is None else Timeouts()
         return inquiry.fetch(
-            self.node.db, self.settings, self.take, contexts.TRANSFER_SYNTAXES, self.now, QUICK
+            self.node.db, self.settings, self.take, contexts.TRANSFER_SYNTAXES, self.now, timeouts, stopping
         )  # fmt: skip
+
+    def evidence(self, study_uid: str) -> completion.Evidence:
+        known = completion.waiting(self.node.db, self.now(), 0.0, 60.0)
+        return next(one for one in known if one.study_instance_uid == study_uid)
 
     def assemble(self) -> int:
         return assembler.tick(self.node.db, self.node.spool, self.settings, self.now())
@@ -157,6 +162,29 @@ def test_a_fetch_that_fails_is_tried_again_a_few_times_and_then_named(tmp_path: 
         assert (here.ask(), here.fetch(), here.assemble()) == (1, 0, 1)
         assert "2 of the 6 instances that the archive has are not here; C-MOVE of 2" in here.reason(uid)
         assert words in here.reason(uid)
+
+
+@pytest.mark.parametrize("how", ["move", "get"])
+def test_a_fetch_in_hand_ends_at_once_when_the_node_stops_and_does_not_count(tmp_path: Path, how: str) -> None:
+    images = slices()
+    with hospital(tmp_path, fetch=how, fetch_timeout="300 s") as here:
+        here.archive(images)
+        here.pacs.faults.add(Fault("hang_retrieve", seconds=120, times=1))
+        uid = here.push(images[:4])
+        here.ask()
+        here.later = 60
+        here.ask()
+        stopping, asked = threading.Event(), []
+        thread = threading.Thread(target=lambda: asked.append(here.fetch(stopping)))
+        thread.start()
+        time.sleep(1.0)
+        stopping.set()
+        thread.join(60)
+        assert asked == [2]
+        assert "the node was told to stop" in here.evidence(uid).note
+        assert here.evidence(uid).fetches == 0
+        here.ask()
+        assert here.fetch() == 2, "the next process fetches"
 
 
 @pytest.mark.parametrize("how", ["move", "get"])

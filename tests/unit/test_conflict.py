@@ -11,6 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian
 
+from node import cli
 from node.assemble import assembler
 from node.assemble.conflict import image_digest
 from node.audit import Audit
@@ -89,6 +90,32 @@ def test_other_pixels_are_held_and_told_until_a_person_says_which_stand(
     assert house.stands(1) == [shas[standing]]
     with pytest.raises(Permanent, match="is COMPLETE and not held"):
         conflicts.release(house.db, "1.2.3", keep, house.at)
+
+
+@pytest.mark.parametrize(("keep", "standing"), [("first", 0), ("last", 1)])
+def test_a_person_releases_a_held_study_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], keep: str, standing: int
+) -> None:
+    config = tmp_path / "wetread.toml"
+    url = f"sqlite:///{tmp_path}/wetread.db"
+    config.write_text(f'[spool]\nurl = "spool"\n[database]\nurl = "{url}"\n')
+    db = Database(url)
+    house = House(db, tmp_path)
+    shas = house.receive(film(), film(b"\2\0" * 16))
+    command = ["studies", "release", "1.2.3", "--config", str(config)]
+    assert cli.run(command) == 2, "which copies stand is for the person to say"
+    assert "--keep" in capsys.readouterr().err
+    assert cli.run([*command, "--keep", keep]) == 0
+    assert f"goes on with the {keep} copies; 1 others stay on record" in capsys.readouterr().out
+    house.assemble()
+    assert house.stands(1) == [shas[standing]]
+    trail = [path.read_text() for path in tmp_path.rglob("audit.log")]
+    assert f"released by a person: the {keep} copies stand" in "".join(trail)
+    assert cli.run([*command, "--keep", keep]) == 1
+    assert "is COMPLETE and not held as CONFLICT; nothing was changed" in capsys.readouterr().err
+    assert cli.run(["studies", "release", "9.9", "--config", str(config), "--keep", keep]) == 1
+    assert "There is no study 9.9" in capsys.readouterr().err
+    db.close()
 
 
 def test_a_corrected_header_is_a_revision_that_nobody_reads_again(house: House) -> None:
