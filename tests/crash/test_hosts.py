@@ -74,7 +74,8 @@ class Site(Hospital):
         """Configure a host; return its wetread.toml."""
         folder, self.ports[name] = self.folder / name, free_port()
         folder.mkdir()
-        text = CONFIG.format(port=self.ports[name], pacs_port=self.pacs.port, web_port=free_port())
+        ports = {"port": self.ports[name], "pacs_port": self.pacs.port, "web_port": free_port()}
+        text = CONFIG.format(**ports, completeness=self.completeness)
         text = text.replace(f'ae_title = "{AE_TITLE}"\n', f'ae_title = "{AE_TITLE}"\nstate = "state"\n', 1)
         text = text.replace('url = "state/spool"', f'url = "{self.folder}/spool"')
         text = text.replace('url = "sqlite:///state/wetread.db"', f'url = "{self._database_url}"')
@@ -129,7 +130,7 @@ def test_hosts_that_share_database_broker_and_spool_are_one_node(
             wanted[site.sender.make_study(folder, 2)] = 2
             for host, path in zip(("one", "two"), sorted(folder.iterdir()), strict=True):
                 site.sender.port = site.ports[host]
-                site.sender._push_one(path)
+                site.sender.push_one(path)
         for name in ("listener one", "stages one", "worker one"):
             site.kill(name)
         site.sender.port = site.ports["two"]
