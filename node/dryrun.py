@@ -95,9 +95,11 @@ def _colored(film: Dataset) -> Dataset:
 
 
 def _within(condition: Any, size: int) -> int:
-    """Return the number nearest to `size` that a condition on it allows."""
+    """Return a number that a condition on it allows: near `size`, or amid two limits (their geometric mean)."""
     if isinstance(condition, Mapping):
-        return int(min(max(size, condition.get("min", 1)), condition.get("max", math.inf)))
+        least, most = condition.get("min", 1), condition.get("max", math.inf)
+        amid = math.sqrt(least * most) if "min" in condition else size
+        return int(min(max(min(size, amid), least), most))
     return int(condition) if isinstance(condition, int | float) else size
 
 
@@ -117,7 +119,7 @@ def _request(bundle: Bundle, first: Dataset, files: tuple[str, ...], scratch: Pa
         files=files,
         bundle=str(bundle.folder),
         digest=bundle.digest,
-        results=("SR", "SEG", "SC", "SALIENCY", "PM"),
+        results=("SR", "SEG", "SC", "SALIENCY"),  # maps of volumes run the network once more: nobody asked for them
         out=str(scratch / "out"),
         device=settings.worker.device,
         runtime=settings.worker.runtime,
