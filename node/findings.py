@@ -142,6 +142,16 @@ class Segmentation:
             return np.asarray(self.labels == segment.value)
         return np.asarray(self.masks[[s.value for s in self.segments].index(segment.value)])
 
+    def mask_on(self, segment: Segment, k: int) -> NDArray[np.bool_]:
+        """Return where `segment` is on slice `k`: (row, column)."""
+        if self.masks is None:
+            return np.asarray(self.labels[k] == segment.value)
+        return np.asarray(self.mask(segment)[k])
+
+    def areas(self, segment: Segment) -> list[int]:
+        """Return how many pixels `segment` has on each slice."""
+        return [int(np.count_nonzero(self.mask_on(segment, k))) for k in range(len(self.labels))]
+
 
 @dataclass(frozen=True)
 class Declined:

@@ -14,12 +14,12 @@ from node.findings import Measurement, Volume
 def volume_ml(mask: NDArray[np.bool_], volume: Volume) -> Measurement:
     """Return the volume of `mask` (slice, row, column) in mL: sum of voxels (126030, DCM)."""
     voxel_mm3 = abs(float(np.linalg.det(volume.affine_mm[:3, :3])))
-    return Measurement(VOLUME, int(mask.sum()) * voxel_mm3 / 1000.0, MILLILITER, SUM_OF_VOXELS)
+    return Measurement(VOLUME, int(np.count_nonzero(mask)) * voxel_mm3 / 1000.0, MILLILITER, SUM_OF_VOXELS)
 
 
 def area(mask: NDArray[np.bool_], volume: Volume) -> Measurement:
     """Return the area of `mask` in cm² where the film is calibrated, else in pixels."""
-    pixels = int(mask.sum())
+    pixels = int(np.count_nonzero(mask))
     if volume.spacing_mm is None:
         return Measurement(AREA, float(pixels), PIXELS)
     _, between_rows, between_columns = volume.spacing_mm

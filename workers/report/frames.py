@@ -19,6 +19,7 @@ from pydicom.dataelem import RawDataElement
 from pydicom.filebase import DicomIO
 from pydicom.filewriter import correct_ambiguous_vr, write_dataset
 from pydicom.tag import Tag
+from pydicom.valuerep import DS
 
 PER_FRAME = Tag(0x5200, 0x9230)
 Build = Callable[[NDArray[np.uint8]], Dataset]
@@ -114,9 +115,12 @@ def _identification(first: Dataset, number: int) -> bytes:
 
 
 def _position(image: Dataset) -> bytes:
-    group = Dataset()
-    group.PlanePositionSequence = hd.PlanePositionSequence("PATIENT", image.ImagePositionPatient)
-    return _encoded(group)
+    """Plane Position Sequence with Image Position Patient, its numbers shortened as highdicom does (PS3.5 §6.2, DS)."""
+    numbers = (DS(value, auto_format=True) for value in image.ImagePositionPatient)
+    text = "\\".join(getattr(number, "original_string", None) or str(number) for number in numbers).encode()
+    text += b" " * (len(text) % 2)
+    values = struct.pack("<HH2sH", 0x0020, 0x0032, b"DS", len(text)) + text
+    return struct.pack("<HH2sHL", 0x0020, 0x9113, b"SQ", 0, len(values) + 8) + _item(values)
 
 
 def _encoded_content(number: int, place: int) -> bytes:

@@ -135,9 +135,8 @@ def coded(code: Code) -> PydicomCode:
 
 def key_slice(segmentation: Segmentation, segment: Segment | None = None) -> int:
     """Return the slice on which `segment`, or all of them, is largest; the middle one when there is nothing."""
-    wanted = segmentation.mask(segment) if segment else segmentation.labels > 0
-    area = wanted.sum(axis=(1, 2))
-    return int(np.argmax(area)) if area.any() else len(segmentation.labels) // 2
+    area = segmentation.areas(segment) if segment else [int(np.count_nonzero(labels)) for labels in segmentation.labels]
+    return int(np.argmax(area)) if any(area) else len(segmentation.labels) // 2
 
 
 def _seen_group(
@@ -145,7 +144,7 @@ def _seen_group(
 ) -> Group:
     k = key_slice(segmentation, segment)
     source = segmentation.sources[k]
-    mask = segmentation.mask(segment)[k]
+    mask = segmentation.mask_on(segment, k)
     if segment.is_empty or volume.is_projection or volume.spacing_mm is None:
         measurements = list(_labels(run, segment, segmentation, volume, source, stack))
     else:
@@ -235,7 +234,7 @@ def _size(segment: Segment, segmentation: Segmentation, volume: Volume) -> Measu
     """What a segment without measurements shows: its pixels, or on a calibrated volume that there are none."""
     if not volume.is_projection and segment.is_empty:
         return Measurement(codes.VOLUME, 0.0, codes.MILLILITER)
-    return Measurement(codes.AREA, float(segmentation.mask(segment).sum()), codes.PIXELS)
+    return Measurement(codes.AREA, float(sum(segmentation.areas(segment))), codes.PIXELS)
 
 
 def _standard(run: Run, segment: Segment, film: Source | None) -> list[sr.Measurement]:

@@ -162,8 +162,10 @@ def _bundle_codes(case: Case) -> Iterator[Code]:
 
 def _codes_in(ds: Dataset) -> Iterator[Code]:
     """Yield every code we wrote: not those of the patient and study modules, which are copies."""
-    for element in ds:
-        if element.VR != "SQ" or element.keyword in PATIENT_AND_STUDY:
+    for tag in sorted(ds.keys()):
+        if ds.get_item(tag).VR not in {"SQ", None} or (element := ds[tag]).VR != "SQ":  # decode nothing else
+            continue
+        if element.keyword in PATIENT_AND_STUDY:
             continue
         for item in element.value:
             if "CodeValue" in item:

@@ -42,7 +42,8 @@ class Frame:
 def frames(ds: Dataset) -> Iterator[Frame]:
     """Decode a SEG of our own frame by frame: 1-bit frames are packed without gaps (PS3.5 §8.1.1)."""
     shared = ds.SharedFunctionalGroupsSequence[0]
-    size = int(ds.Rows) * int(ds.Columns)
+    rows, columns, bits = int(ds.Rows), int(ds.Columns), int(ds.BitsAllocated)
+    size = rows * columns
     data = np.frombuffer(ds.PixelData, np.uint8)
     for number, groups in enumerate(ds.PerFrameFunctionalGroupsSequence):
         identified = (groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence)[0]
@@ -52,7 +53,7 @@ def frames(ds: Dataset) -> Iterator[Frame]:
             int(identified.ReferencedSegmentNumber),
             Source(str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber")),
             tuple(map(float, plane[0].ImagePositionPatient)) if plane else None,
-            _pixels(data, number * size, size, int(ds.BitsAllocated)).reshape(ds.Rows, ds.Columns) > 0,
+            _pixels(data, number * size, size, bits).reshape(rows, columns) > 0,
         )
 
 
@@ -92,13 +93,13 @@ def _pixels_and_places(case: Case) -> Iterator[str]:
         total = 0
         for frame in frames(ds):
             k = where.get(frame.source)
-            mask = segmentation.mask(numbered[frame.segment_number])[k] if k is not None else np.zeros(1, bool)
+            mask = segmentation.mask_on(numbered[frame.segment_number], k) if k is not None else np.zeros(1, bool)
             if not np.array_equal(frame.mask, mask) and (k is not None or frame.mask.any()):
                 yield f"a frame of segment {frame.segment_number} on {frame.source.sop_instance_uid} is not our mask"
             if not volume.is_projection and not _in_place(case, frame):
                 yield f"a frame is not where {frame.source.sop_instance_uid} is"
             total += int(np.count_nonzero(frame.mask))
-        if total != sum(int(segmentation.mask(segment).sum()) for segment in numbered.values()):
+        if total != sum(sum(segmentation.areas(segment)) for segment in numbered.values()):
             yield "voxels of the mask are in no frame"
 
 
@@ -109,7 +110,9 @@ def _in_place(case: Case, frame: Frame) -> bool:
         plane = groups.get("PlanePositionSequence") or header.SharedFunctionalGroupsSequence[0].PlanePositionSequence
         header = plane[0]
     theirs = [float(value) for value in header.ImagePositionPatient]
-    return frame.position is not None and np.allclose(frame.position, theirs, rtol=0, atol=_POSITION_TOLERANCE_MM)
+    if frame.position is None or len(frame.position) != len(theirs):
+        return False
+    return all(abs(ours - there) <= _POSITION_TOLERANCE_MM for ours, there in zip(frame.position, theirs, strict=True))
 
 
 def _references(case: Case) -> Iterator[str]:

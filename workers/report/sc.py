@@ -127,7 +127,7 @@ def _masks(segmentation: Segmentation | None, source: Source) -> Iterator[pictur
         return
     k = segmentation.sources.index(source)
     for segment in segmentation.segments:
-        mask = segmentation.mask(segment)[k]
+        mask = segmentation.mask_on(segment, k)
         if mask.any():
             yield picture.Mask(mask, segment.color)
 

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pydicom
 from pydicom import DataElement, Dataset
+from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag, Tag
 from pydicom.valuerep import PersonName
 
 # Patient Module (PS3.3 §C.7.1.1), without what refers to other objects
@@ -41,11 +43,18 @@ _PATIENT_STUDY = (
 )
 PATIENT_AND_STUDY = f"{_PATIENT} {_TRIAL} {_STUDY} {_PATIENT_STUDY}".split()
 """Keywords of what our objects inherit from their source."""
+
+
+def _tags(keywords: str) -> list[BaseTag]:
+    return [Tag(keyword) for keyword in keywords.split()]
+
+
 _PATIENT_TYPE_2 = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
 _STUDY_TYPE_2 = ("StudyDate", "StudyTime", "ReferringPhysicianName", "StudyID", "AccessionNumber")
 TYPE_2 = (*_PATIENT_TYPE_2, *_STUDY_TYPE_2)
+_EMPTY = [(tag, dictionary_VR(tag)) for tag in _tags(" ".join(TYPE_2))]
 
-_FOR_THE_LIBRARY = (
+_FOR_THE_LIBRARY = _tags(
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality Rows Columns NumberOfFrames "
     "FrameOfReferenceUID PositionReferenceIndicator ImagePositionPatient ImageOrientationPatient PixelSpacing "
     "SliceThickness SpacingBetweenSlices SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
@@ -96,11 +105,11 @@ def without_quirks(header: Dataset, *, is_projection: bool) -> Dataset:
     multi-frame film stands alone.
     """
     copy = Dataset()
-    for keyword in _FOR_THE_LIBRARY.split():
-        if keyword in header:
-            copy.add(header[keyword])
-    for keyword in TYPE_2:
-        setattr(copy, keyword, "")
+    for tag in _FOR_THE_LIBRARY:
+        if tag in header:
+            copy.add(header[tag])
+    for tag, vr in _EMPTY:
+        copy.add(DataElement(tag, vr, ""))
     if "PerFrameFunctionalGroupsSequence" in copy:
         _planes_only(copy)
     if is_projection:
