@@ -49,7 +49,7 @@ def test_the_phantom_has_the_shape_that_the_bundle_asks_for(tmp_path: Path) -> N
     three, two = segmenter(tmp_path / "three"), segmenter(tmp_path / "two", dimensions=2)
     bounds = {"Rows": {"max": 48}, "Columns": {"min": 200}, "NumberOfSeriesRelatedInstances": {"min": 16, "max": 24}}
     found = dryrun.phantom(conditioned(three, Modality=["PT", "MR"], **bounds))
-    assert (len(found), found[0].Rows, found[0].Columns, found[0].Modality) == (24, 48, 200, "MR")
+    assert (len(found), found[0].Rows, found[0].Columns, found[0].Modality) == (19, 48, 200, "MR")
     assert [ds.Modality for ds in dryrun.phantom(conditioned(two, Modality="CT"))] == ["CT"]
     assert [ds.Modality for ds in dryrun.phantom(conditioned(two, Modality=["CR", "DX"]))] == ["DX"]
 
