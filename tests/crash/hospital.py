@@ -13,11 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
@@ -157,6 +157,18 @@ class Sender:
             os.fsync(file.fileno())
 
 
+class Process(Protocol):
+    """The part of `subprocess.Popen` that is needed here."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def returncode(self) -> int | Any: ...
+    def poll(self) -> int | None: ...
+    def send_signal(self, number: int, /) -> None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+
+
 class Hospital:
     """A node in `folder` with everything around it; a context manager that starts the PACS and ends every process."""
 
@@ -165,7 +177,7 @@ class Hospital:
         (folder / "studies").mkdir(parents=True)
         self.pacs = Pacs(folder / "pacs", peers={AE_TITLE: ("127.0.0.1", self.port)})
         self.sender = Sender(folder / "sent.jsonl", self.port)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, Process] = {}
         self._db: Database | None = None
 
     def __enter__(self) -> Hospital:
@@ -207,11 +219,13 @@ class Hospital:
 
     def run(self, name: str, program: str, config: Path, *roles: str, fault: str = "") -> None:
         """Start a process under a name of its own: a "worker", or a "node" or some roles of it."""
-        command = [sys.executable, "-m", "tests.crash.hurried", program, str(config), *roles]
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"WETREAD_FAULT": fault}
-            )
+            self.processes[name] = self.launch([program, str(config), *roles], log, {"WETREAD_FAULT": fault})
+
+    def launch(self, words: Sequence[str], log: BinaryIO, env: Mapping[str, str]) -> Process:
+        """Start `tests.crash.hurried` with these words, its output in `log`."""
+        command = [sys.executable, "-m", "tests.crash.hurried", *words]
+        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | env)
 
     def kill(self, name: str) -> None:
         """`kill -9`."""

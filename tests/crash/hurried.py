@@ -44,8 +44,8 @@ def node(config: str, *roles: str) -> None:
         stopping.wait()
 
 
-def worker(config: str) -> None:
-    """`wetread worker`, its two queues in one process so that a kill takes both."""
+def worker(config: str, *queues: str) -> None:
+    """`wetread worker`, its two queues in one process so that a kill takes both; or one of its processes."""
     from node import broker, log
     from node.settings import load_settings, state_folder
     from workers import app
@@ -54,7 +54,7 @@ def worker(config: str) -> None:
     log.configure(settings.log)
     _hurry_the_worker()
     with broker.resolve(settings, state_folder(settings)) as url:
-        app.work(settings, url, ["read", "send"])
+        app.work(settings, url, queues or ("read", "send"))
 
 
 def reader(answers: str) -> None:
@@ -126,5 +126,10 @@ def _stopping() -> threading.Event:
     return stopping
 
 
+def main(program: str, *words: str) -> None:
+    """Be one of the three."""
+    {"node": node, "worker": worker, "reader": reader}[program](*words)
+
+
 if __name__ == "__main__":
-    {"node": node, "worker": worker, "reader": reader}[sys.argv[1]](*sys.argv[2:])
+    main(*sys.argv[1:])
