@@ -68,13 +68,12 @@ def push(running: WetreadNode, slices: list[Dataset]) -> None:
 
 
 def wait_for_revision(running: WetreadNode, study_uid: str, revision: int) -> None:
-    deadline = time.monotonic() + 180
-    while True:
-        row: dict[str, Any] = running.wait_for_studies({study_uid}, {"DONE"}, timeout_s=180)[study_uid]
-        if row["revision"] == revision:
-            return
-        assert time.monotonic() < deadline, row
-        time.sleep(0.5)
+    done = "SELECT revision FROM study WHERE study_instance_uid = :uid AND state = 'DONE'"
+
+    def there() -> bool:
+        return running.ask(done, uid=study_uid) == [{"revision": revision}]
+
+    running.wait(there, 180, lambda: f"revision {revision} is DONE")
 
 
 def results(pacs: Pacs, modality: str) -> list[Dataset]:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -18,29 +19,35 @@ def read(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
 
 
-def test_one_series_of_five_is_read(shared_data: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def out(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A study with one series for the hippocampus, read: the folder, and what was said."""
+    folder = tmp_path_factory.mktemp("read") / "out"
     study = shared_data / "dicom" / "mr_brain_pgbm003_hippocrop"
-    done = read(study, "--model", "hippocampus", "--out", tmp_path / "out", "--json")
+    done = read(study, "--model", "hippocampus", "--out", folder, "--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    return folder, json.loads(done.stdout)
+
+
+def test_one_series_of_five_is_read(out: tuple[Path, dict[str, Any]]) -> None:
+    folder, found = out
     (reading,) = found["readings"]
     assert len([line for line in found["left_out"] if "Rows is" in line]) == 4
     files = {d["kind"]: Path(d["file"]) for d in reading["documents"]}
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in files.values()}
+    assert {p.name for p in folder.iterdir()} == {p.name for p in files.values()}
     for path in files.values():
         ds = pydicom.dcmread(path)
         assert ds.StudyInstanceUID == reading["study_instance_uid"]
     assert pydicom.dcmread(files["SEG"]).SegmentSequence[0].SegmentLabel == "Anterior hippocampus"
 
 
-def test_the_same_again_has_the_same_uids(shared_data: Path, tmp_path: Path) -> None:
+def test_the_same_again_has_the_same_uids(out: tuple[Path, dict[str, Any]], shared_data: Path, tmp_path: Path) -> None:
     study = shared_data / "dicom" / "mr_brain_pgbm003_hippocrop"
-    names = []
-    for out in ("one", "two"):
-        assert read(study, "--model", "hippocampus", "--out", tmp_path / out, "--results", "SR,SEG").returncode == 0
-        names.append(sorted(p.name for p in (tmp_path / out).iterdir()))
-    assert names[0] == names[1]
-    assert len(names[0]) == 2
+    assert read(study, "--model", "hippocampus", "--out", tmp_path / "two", "--results", "SR,SEG").returncode == 0
+    again = sorted(p.name for p in (tmp_path / "two").iterdir())
+    (reading,) = out[1]["readings"]
+    assert again == sorted(Path(d["file"]).name for d in reading["documents"] if d["kind"] in ("SR", "SEG"))
+    assert len(again) == 2
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from node.errors import WetreadError
+from node.simulate import scanner
+from node.store.db import Database, rows
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -64,6 +68,9 @@ class WetreadNode:
 
     folder: Path
     port: int
+    database: str
+    """The SQLAlchemy URL of its database."""
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def config(self) -> Path:
@@ -79,15 +86,48 @@ class WetreadNode:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def restart_worker(self, was: str, now: str) -> None:
+        """Start the worker again, with `now` in its configuration where `was` was."""
+        text = self.config.read_text()
+        assert was in text
+        self.config.write_text(text.replace(was, now))
+        self.end("worker")
+        self.processes["worker"] = _start(self, "worker")
+
+    def end(self, *names: str) -> None:
+        """End processes by SIGTERM, which each must heed."""
+        for name in names:
+            self.processes[name].send_signal(signal.SIGTERM)
+        for name in names:
+            assert self.processes[name].wait(timeout=60) in (0, -signal.SIGTERM)
+
     def wait_for_studies(self, wanted: set[str], states: set[str], timeout_s: float) -> dict[str, dict[str, Any]]:
         """Return the rows of the `wanted` studies once each is in one of `states`; fail after `timeout_s`."""
+        question = "SELECT study_instance_uid, state, revision, reason FROM study WHERE study_instance_uid IN :wanted"
+        found: dict[str, dict[str, Any]] = {}
+
+        def there() -> bool:
+            found.update({row["study_instance_uid"]: row for row in self.ask(question, wanted=list(wanted))})
+            return wanted <= {uid for uid, row in found.items() if row["state"] in states}
+
+        self.wait(there, timeout_s, lambda: f"studies in {states}: {found}")
+        return found
+
+    def wait(self, true: Callable[[], bool], timeout_s: float, what: Callable[[], str]) -> None:
+        """Wait until `true()`; fail after `timeout_s`, saying `what()` was waited for."""
         deadline = time.monotonic() + timeout_s
-        while True:
-            rows = {row["study_instance_uid"]: row for row in self.wetread("studies", "list")}
-            if wanted <= {uid for uid, row in rows.items() if row["state"] in states}:
-                return {uid: rows[uid] for uid in wanted}
-            assert time.monotonic() < deadline, f"not {states} after {timeout_s} s: {rows}"
-            time.sleep(1)
+        while not true():
+            assert time.monotonic() < deadline, f"not after {timeout_s} s: {what()}"
+            time.sleep(0.25)
+
+    def ask(self, statement: str, **values: Any) -> list[dict[str, Any]]:
+        """Ask the node's database: a `wetread` that is started for each look takes a second of a core."""
+        db = Database(self.database)
+        try:
+            with db.reader() as connection:
+                return rows(connection, statement, **values)
+        finally:
+            db.close()
 
 
 @contextmanager
@@ -106,7 +146,7 @@ def running(
     `routes` takes the place of the shipped routes; `more` is appended to the configuration, whose last table is that
     of the destination.
     """
-    node = WetreadNode(folder, port)
+    node = WetreadNode(folder, port, database.replace("sqlite:///", f"sqlite:///{folder}/"))
     text = CONFIG.format(
         port=port, pacs_ae=pacs[0], pacs_port=pacs[1], web_port=web_port, broker=broker, database=database
     )
@@ -114,15 +154,13 @@ def running(
     (folder / "routes.toml").write_text(
         routes or (ROOT / "config" / "routes.toml").read_text().replace('"report"', '"never"')
     )
-    processes = [_start(node, "serve"), _start(node, "worker")]
+    for command in ("serve", "worker"):
+        node.processes[command] = _start(node, command)
     try:
         _wait_for_echo(node)
         yield node
     finally:
-        for process in reversed(processes):
-            process.send_signal(signal.SIGTERM)
-        for process in processes:
-            assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+        node.end("worker", "serve")
 
 
 def _start(node: WetreadNode, command: str) -> subprocess.Popen[bytes]:
@@ -134,8 +172,10 @@ def _start(node: WetreadNode, command: str) -> subprocess.Popen[bytes]:
 
 
 def _wait_for_echo(node: WetreadNode) -> None:
-    deadline = time.monotonic() + 60
-    command = [sys.executable, "-m", "node.cli", "echo", f"127.0.0.1:{node.port}", "--calling", "STORESCU"]
-    while subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode != 0:
-        assert time.monotonic() < deadline, (node.folder / "serve.log").read_text()
-        time.sleep(0.5)
+    def answers() -> bool:
+        try:
+            return scanner.echo("127.0.0.1", node.port, ae="STORESCU") == 0
+        except WetreadError:
+            return False
+
+    node.wait(answers, 60, lambda: (node.folder / "serve.log").read_text())

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +16,24 @@ from tests.unit import zoo
 from tests.unit.phantom import LAYER, bright_spot, classifier, save, segmenter
 from workers.load.inputs import load_for
 from workers.predict.network import Network
+from workers.reader import Reader
 
 SETTINGS = Settings.model_validate({"worker": {"device": "cpu"}})
+
+
+@pytest.fixture(scope="module")
+def warm() -> Iterator[Reader]:
+    """A child that has loaded torch; a new one takes ten seconds of a core to do so."""
+    reader = Reader()
+    yield reader
+    reader.stop()
+
+
+@pytest.fixture
+def warm_child(warm: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs in one child, which lives on from reading to reading as that of a worker does."""
+    lasting = SimpleNamespace(read=warm.read, stop=lambda: None)
+    monkeypatch.setattr("workers.reader.Reader", lambda: lasting)
 
 
 def test_a_volume_is_read_and_the_figures_are_said(tmp_path: Path) -> None:
@@ -29,12 +47,14 @@ def test_a_volume_is_read_and_the_figures_are_said(tmp_path: Path) -> None:
     assert 50 < said["peak_memory_mb"] < 20_000
 
 
+@pytest.mark.usefixtures("warm_child")
 def test_a_film_is_read(tmp_path: Path) -> None:
     said = dryrun.dry_run(classifier(tmp_path / "phantom"), SETTINGS)
     assert (said["phantom"], said["network_output"], said["answer"]) == ("DX, 1×512×512", "1×1", "1")
     assert said["says"].startswith("Bright: ")
 
 
+@pytest.mark.usefixtures("warm_child")
 def test_what_explains_itself_does_so(tmp_path: Path) -> None:
     said = dryrun.dry_run(bright_spot(tmp_path / "phantom", LAYER), SETTINGS)
     assert said["would_write"] == "SALIENCY, SC, SR"
@@ -54,12 +74,14 @@ def test_the_phantom_has_the_shape_that_the_bundle_asks_for(tmp_path: Path) -> N
     assert [ds.Modality for ds in dryrun.phantom(conditioned(two, Modality=["CR", "DX"]))] == ["DX"]
 
 
+@pytest.mark.usefixtures("warm_child")
 def test_a_bundle_that_fails_says_how(tmp_path: Path) -> None:
     broken = {"_target_": "Compose", "transforms": [{"_target_": "EnsureChannelFirstd", "keys": "picture"}]}
     with pytest.raises(Permanent, match=r"could not read a phantom: phantom 1\.0\.0 failed on an input"):
         dryrun.dry_run(segmenter(tmp_path / "phantom", preprocessing=broken), SETTINGS)
 
 
+@pytest.mark.usefixtures("warm_child")
 def test_check_runs_what_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = classifier(tmp_path / "models" / "bright")
     config = tmp_path / "wetread.toml"
@@ -72,6 +94,7 @@ def test_check_runs_what_is_trusted(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "network_output" in capsys.readouterr().out.replace(" ", "_")
 
 
+@pytest.mark.usefixtures("warm_child")
 def test_several_series_and_a_detector_are_read(tmp_path: Path) -> None:
     channels = "".join(f'[[channel]]\nname = "{name}"\n[channel.series]\nModality = "MR"\n' for name in ("T1", "T2"))
     small = 'Modality = "MR"\nRows = {max = 32}\nColumns = {max = 32}\nNumberOfSeriesRelatedInstances = {max = 8}\n'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,17 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         return status, out, err
 
     return command
+
+
+@pytest.fixture
+def run_here(run: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """As `run`, with the work of the child done here, where torch is loaded: what a child adds has tests of its own."""
+
+    def follow(module: str, request: str, silence_s: float | None, tell: Any) -> None:
+        import_module(f"{module}.__main__").work(request, lambda message: tell(json.loads(json.dumps(message))))
+
+    monkeypatch.setattr(cli_child, "follow", follow)
+    return run
 
 
 def films(folder: Path, shares: dict[str, float]) -> None:
@@ -80,10 +92,10 @@ def test_a_classification_is_measured_and_reported(tmp_path: Path, run: Any) -> 
     )
 
 
-def test_the_report_stands_alone(tmp_path: Path, run: Any) -> None:
+def test_the_report_stands_alone(tmp_path: Path, run_here: Any) -> None:
     classifier(tmp_path / "models" / "bright")
     films(tmp_path, {"a": 0.1, "<b>&": 0.9})
-    assert run("bright", "image,label,cohort\na.png,1,<script>\n<b>&.png,0,y\n")[0] == 0
+    assert run_here("bright", "image,label,cohort\na.png,1,<script>\n<b>&.png,0,y\n")[0] == 0
     out = tmp_path / "out"
     pictures = {"roc", "precision-recall", "calibration", "probabilities", "worst"}
     assert {path.stem for path in out.glob("*.png")} == pictures
@@ -95,16 +107,16 @@ def test_the_report_stands_alone(tmp_path: Path, run: Any) -> None:
     assert "Worst cases" in page
 
 
-def test_json_is_the_file(tmp_path: Path, run: Any) -> None:
+def test_json_is_the_file(tmp_path: Path, run_here: Any) -> None:
     classifier(tmp_path / "models" / "bright")
     films(tmp_path, {"a": 0.1, "b": 0.9})
-    status, out, err = run("bright", "image,label\na.png,0\nb.png,1\n", "--json")
+    status, out, err = run_here("bright", "image,label\na.png,0\nb.png,1\n", "--json")
     assert (status, err) == (0, "")
     assert json.loads(out) == json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert json.loads(out)["cohorts"]["all"]["auroc"]["Bright"]["value"] == 1.0
 
 
-def test_masks_are_measured_on_dicom_and_nifti(tmp_path: Path, run: Any) -> None:
+def test_masks_are_measured_on_dicom_and_nifti(tmp_path: Path, run_here: Any) -> None:
     segmenter(tmp_path / "models" / "phantom")
     save(stack(body(), spacing=(2.0, 1.0, 1.0)), tmp_path / "series")
     affine = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -114,7 +126,7 @@ def test_masks_are_measured_on_dicom_and_nifti(tmp_path: Path, run: Any) -> None
     half[:, :, :5] = 0
     for name, voxels in (("whole", truth), ("half", half), ("image", body().astype(np.int16).transpose(2, 1, 0))):
         nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}.nii.gz")
-    assert run("phantom", "image,label,cohort\nseries,whole.nii.gz,x\nimage.nii.gz,half.nii.gz,y\n")[0] == 0
+    assert run_here("phantom", "image,label,cohort\nseries,whole.nii.gz,x\nimage.nii.gz,half.nii.gz,y\n")[0] == 0
     cohorts = json.loads((tmp_path / "out" / "metrics.json").read_text())["cohorts"]
     perfect = {
         name: cohorts["x"][name]["Part 1"]["value"] for name in ("dice", "hausdorff95_mm", "volume_error_percent")
@@ -143,20 +155,20 @@ def test_a_wrong_manifest_ends_with_2_and_the_line(tmp_path: Path, run: Any) -> 
     assert not (tmp_path / "out").exists()
 
 
-def test_a_wrong_mask_ends_with_2_and_the_line(tmp_path: Path, run: Any) -> None:
+def test_a_wrong_mask_ends_with_2_and_the_line(tmp_path: Path, run_here: Any) -> None:
     segmenter(tmp_path / "models" / "flat", dimensions=2)
     Image.fromarray(body()[5]).save(tmp_path / "a.png")
     Image.fromarray(np.full((3, 3), 1, np.uint8)).save(tmp_path / "m.png")
-    status, _, err = run("flat", "image,label\na.png,m.png\n")
+    status, _, err = run_here("flat", "image,label\na.png,m.png\n")
     assert (status, "manifest.csv:2: m.png has 1 × 3 × 3 voxels" in err) == (2, True)
 
 
-def test_nothing_readable_is_3_and_an_unknown_model_1(tmp_path: Path, run: Any) -> None:
+def test_nothing_readable_is_3_and_an_unknown_model_1(tmp_path: Path, run_here: Any) -> None:
     classifier(tmp_path / "models" / "bright")
     films(tmp_path, {"blank": 0.0})
-    status, _, err = run("bright", "image,label\nblank.png,0\n")
+    status, _, err = run_here("bright", "image,label\nblank.png,0\n")
     assert (status, "None of 1 images was read" in err, "is blank" in err) == (3, True, True)
-    assert run("absent", "image,label\n")[0] == 1
+    assert run_here("absent", "image,label\n")[0] == 1
     assert not (tmp_path / "out").exists()
 
 
