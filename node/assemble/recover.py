@@ -53,6 +53,7 @@ def recover(db: Database, spool: Spool) -> RecoverReport:
 
 
 def _recover(db: Database, spool: Spool) -> RecoverReport:
+    spool.flatten()
     ingestlog.replay(spool)
     retention.finish(db, spool)
     known = _known(db)

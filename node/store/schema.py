@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from node.errors import Permanent
 
 SCHEMA = Path(__file__).with_name("schema.sql")
-VERSION = 3
+VERSION = 4
 
 UPGRADES: Mapping[int, tuple[str, ...]] = {
     1: (
@@ -22,6 +22,10 @@ UPGRADES: Mapping[int, tuple[str, ...]] = {
         "ALTER TABLE instance ADD COLUMN excluded_from INTEGER",
         "ALTER TABLE job ADD COLUMN priority INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE job ADD COLUMN decline TEXT NOT NULL DEFAULT 'silent'",
+    ),
+    3: (  # one folder above a file instead of two: instances/ab/cd/….dcm → instances/ab/….dcm
+        "UPDATE instance SET path = substr(path, 1, 13) || substr(path, 17) WHERE length(path) = 84",
+        "UPDATE evidence SET path = substr(path, 1, 11) || substr(path, 15) WHERE length(path) = 82",
     ),
 }
 """What leads from this version to the next, as far as `schema.sql` (run afterwards) does not make it anyway."""

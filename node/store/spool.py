@@ -1,17 +1,18 @@
 """The spool: Part 10 files under names made of their own digests, durable before anyone is told so.
 
-Recipe: temporary file in the same file system → write → fsync → rename → fsync of the directory and of every
-directory that led to it. An fsync that failed is never retried (the kernel reports the error once and forgets the
-pages): the file is dropped and the caller gets `NoRoom`. No name is ever made from a DICOM value.
+Recipe: temporary file in the same file system → write → fsync → rename → fsync of the directory, one of 256 that are
+there, durably, since the spool was opened: a directory for each file would cost as much as the file. An fsync that
+failed is never retried (the kernel reports the error once and forgets the pages): the file is dropped and the caller
+gets `NoRoom`. No name is ever made from a DICOM value.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from node.errors import NoRoom, Permanent
 from node.store import walking
 from node.store.syncing import fsync_folder
 
+log = logging.getLogger(__name__)
+
 FOLDER_MODE = 0o700
 FILE_MODE = 0o640
-_NAME = re.compile(r"(?:instances|results)/([0-9a-f]{2})/([0-9a-f]{2})/(\1\2[0-9a-f]{60})\.dcm")
+_NAME = re.compile(r"(?:instances|results)/([0-9a-f]{2})/(\1[0-9a-f]{62})\.dcm")
 _PREAMBLE = 128 + 4
 _GROUP_LENGTH = 12
 """Bytes of (0002,0000) File Meta Information Group Length, explicit VR little endian (PS3.10 §7.1)."""
@@ -54,8 +57,6 @@ class Spool:
         self.refuse_below = refuse_below
         self.tmp = root / "tmp"
         self._removing = root / "removing"
-        self._durable: set[Path] = set()
-        self._lock = threading.Lock()
         try:
             for folder in (root.parent, root, self.tmp, self._removing, root / "instances", root / "results"):
                 folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -90,7 +91,7 @@ class Spool:
     @staticmethod
     def instance_name(sha256: str) -> str:
         """Return the name of the instance whose data set has this digest."""
-        return f"instances/{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm"
+        return f"instances/{sha256[:2]}/{sha256}.dcm"
 
     def scratch(self) -> IO[bytes]:
         """Return an open temporary file without a name in the spool's file system; raises `NoRoom`."""
@@ -113,6 +114,13 @@ class Spool:
     def relative(self, path: Path) -> str:
         """Return the name under which the database knows the file at `path`."""
         return path.relative_to(self.root).as_posix()
+
+    def flatten(self) -> None:
+        """Put files that an earlier version left one folder deeper where this one looks for them."""
+        moved = walking.flatten(self.root, "instances") + walking.flatten(self.root, "results")
+        if moved:
+            extra = {"action": "spool_flattened", "count": moved}
+            log.info("%d files of an earlier version were moved one folder up.", moved, extra=extra)
 
     def instances(self) -> Iterator[Path]:
         """Yield the absolute path of every received instance, in the order of the digests."""
@@ -176,7 +184,7 @@ class Spool:
     def aside(self) -> list[str]:
         """Return the names of all files that are set aside."""
         names = (path.name.partition("-") for path in sorted(self._removing.iterdir()))
-        found = [f"{kind}/{name[:2]}/{name[2:4]}/{name}" for kind, _, name in names]
+        found = [f"{kind}/{name[:2]}/{name}" for kind, _, name in names]
         return [relative for relative in found if _NAME.fullmatch(relative)]
 
     def verify(self, relative: str, sha256: str) -> bool:
@@ -188,10 +196,12 @@ class Spool:
             return False
 
     def _store(self, kind: str, sha256: str, parts: tuple[Encoded, ...], tail: Encoded) -> Stored:
-        folder = self.root / kind / sha256[:2] / sha256[2:4]
+        folder = self.root / kind / sha256[:2]
         final = folder / f"{sha256}.dcm"
         try:
-            self._make_durable(folder)
+            if not folder.is_dir():  # somebody took it away
+                folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+                fsync_folder(folder.parent)
             if _ends_with(final, tail) and touched(final):
                 fsync_folder(folder)  # whoever renamed it may have been killed before doing so
             else:
@@ -238,19 +248,6 @@ class Spool:
             Path(name).unlink(missing_ok=True)
             raise
         return Path(name)
-
-    def _make_durable(self, folder: Path) -> None:
-        """Make `folder`, and see once per process that its own entry is on disk, whoever made it.
-
-        Its parent has been there since the spool was opened; a sync for each instance would be one too many.
-        """
-        with self._lock:
-            if folder in self._durable and folder.is_dir():
-                return
-        folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
-        fsync_folder(folder.parent)
-        with self._lock:
-            self._durable.add(folder)
 
 
 def dataset_sha256(path: Path) -> str:

@@ -37,7 +37,7 @@ class Syncer:
 
     def _one_by_one(self, names: Iterable[str]) -> None:
         paths = {self._root / name for name in names}
-        folders = {folder for path in paths for folder in (path.parent, path.parent.parent)}
+        folders = {path.parent for path in paths}
         for path in [*sorted(paths), *sorted(folders)]:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

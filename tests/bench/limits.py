@@ -184,8 +184,7 @@ def fill(folder: Path, instances: int) -> None:
 def _instance(spool: Spool, number: int, now: float) -> registration.Received:
     data = str(number).encode()
     sha256 = hashlib.sha256(data).hexdigest()
-    path = spool.root / "instances" / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
-    path.parent.mkdir(exist_ok=True)
+    path = spool.path(spool.instance_name(sha256))
     path.write_bytes(data)
     study = number // STUDY_OF
     return registration.Received(

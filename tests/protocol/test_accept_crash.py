@@ -71,6 +71,6 @@ def test_killed_under_load_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
     assert set(ledger) <= kept
     assert len(kept) - len(set(ledger)) <= 3 * 3  # at most the one in hand per scanner and life
     for digest in kept:
-        assert spool.verify(f"instances/{digest[:2]}/{digest[2:4]}/{digest}.dcm", digest)
+        assert spool.verify(spool.instance_name(digest), digest)
     with listening(tmp_path) as node:
         assert node.echo() == 0x0000

@@ -25,7 +25,7 @@ def received(number: int, at: float = 100.0, content: str = "", **changes: Any) 
         "study_instance_uid": STUDY,
         "series_instance_uid": SERIES,
         "sha256": sha256,
-        "path": f"instances/{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm",
+        "path": f"instances/{sha256[:2]}/{sha256}.dcm",
         "size": 1000 + number,
         "calling_ae": "MODALITY",
         "is_own_result": False,
@@ -53,7 +53,7 @@ def new_job(**changes: Any) -> NewJob:
 def document(name: str, kind: str = "SR") -> Document:
     """An Evidence Document called `name`, as the worker files it."""
     sha256 = hashlib.sha256(name.encode()).hexdigest()
-    path = f"results/{sha256[:2]}/{sha256[2:4]}/{sha256}.dcm"
+    path = f"results/{sha256[:2]}/{sha256}.dcm"
     return Document(kind, "1.2.840.10008.5.1.4.1.1.88.34", f"2.25.{int(sha256[:12], 16)}", "2.25.7", path, sha256, 99)
 
 

@@ -76,3 +76,30 @@ def test_a_lost_database_is_made_anew_from_the_spool(database: Database, tmp_pat
         store(spool, header(StudyInstanceUID=study_uid))
     assert recover(database, spool).registered == 20
     assert len(studies.manifest(database, study_uid, 1)) == 20
+
+
+def test_a_spool_of_an_earlier_version_is_moved_one_folder_up(database_url: str, tmp_path: Path) -> None:
+    spool, ds, db = Spool(tmp_path / "spool", 0), header(), Database(database_url)
+    studies.register(db, [received(spool, ds)])
+    result = spool.store_result(b"a result")
+    with db.transaction() as connection:
+        for table in ("instance", "evidence"):
+            deeper = "substr(path, 1, length(path) - 68) || substr(path, length(path) - 65, 2) || '/' "
+            connection.exec_driver_sql(f"UPDATE {table} SET path = {deeper} || substr(path, length(path) - 67)")  # noqa: S608
+        connection.exec_driver_sql("UPDATE schema_version SET version = 3")
+    db.close()
+    for path in [*spool.instances(), *spool.results()]:
+        inner = path.parent / path.name[2:4]
+        inner.mkdir()
+        path.rename(inner / path.name)
+    assert not [*spool.instances(), *spool.results()]
+
+    for _ in range(2):  # and starting again changes nothing
+        db = Database(database_url)
+        report = recover(db, spool)
+        (row,) = studies.manifest(db, ds.StudyInstanceUID, 1)
+        assert (report.registered, report.quarantined, report.missing) == (0, (), ())
+        assert spool.verify(row.path, row.sha256)
+        assert spool.verify(result.path, result.sha256)
+        assert not [path for kind in ("instances", "results") for path in (spool.root / kind).glob("*/??")]
+        db.close()

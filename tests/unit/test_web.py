@@ -48,7 +48,7 @@ class Node:
             study_instance_uid=study,
             series_instance_uid=f"{study}.1",
             sha256=f"{number:064d}",
-            path=f"instances/00/00/{number:064d}.dcm",
+            path=f"instances/00/{number:064d}.dcm",
             size=1000,
             calling_ae=EVIL,
             is_own_result=False,
