@@ -10,7 +10,7 @@ import torch
 from node.bundles import SHIPPED
 from node.bundles import load as load_bundle
 from node.errors import Permanent
-from workers.predict import runtime
+from workers.predict import norms, runtime
 from workers.predict.network import Network
 from workers.predict.runtime import Runner
 
@@ -42,6 +42,31 @@ def test_shipped_networks_say_the_same(name: str, shape: tuple[int, ...]) -> Non
             expected, found = network(image).softmax(1), runner(image).softmax(1)
             assert runner.name == "openvino"
             assert float((expected - found).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("is_affine", [True, False])
+def test_an_instance_norm_of_a_large_sparse_volume_is_exact(is_affine: bool) -> None:
+    image = torch.relu(torch.randn(1, 8, 64, 80, 72, generator=torch.Generator().manual_seed(1)) - 2)
+    network = torch.nn.Sequential(torch.nn.InstanceNorm3d(8, affine=is_affine), torch.nn.ReLU())
+    expected = network.double()(image.double()).detach()
+    runner = Runner(network.float(), CPU, "openvino", "it")
+    with torch.inference_mode():
+        found = runner(image)
+    assert runner.name == "openvino"
+    # OpenVINO's own is off by 2e-4 here
+    assert float((found - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
+
+
+def test_norms_in_exact_sums_say_the_same_and_leave_the_network_alone() -> None:
+    parts = (torch.nn.InstanceNorm2d(3, affine=True), torch.nn.InstanceNorm2d(3, track_running_stats=True))
+    network = torch.nn.Sequential(torch.nn.Sequential(*parts), torch.nn.Conv2d(3, 1, 1)).eval()
+    exact = norms.exact(network)
+    image = torch.randn(2, 3, 20, 12)
+    assert torch.allclose(exact(image), network(image), atol=1e-5)
+    kinds = ["AxisByAxis", "InstanceNorm2d", "Conv2d"]
+    assert [type(part).__name__ for part in exact.modules() if not list(part.children())] == kinds
+    assert type(network[0][0]) is torch.nn.InstanceNorm2d  # type: ignore[index]
+    assert norms.exact(network[1]) is network[1]
 
 
 def test_an_answer_is_not_overwritten_by_the_next() -> None:
