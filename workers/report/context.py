@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 from pydicom import Dataset
+
+from workers.report import sources
 
 ResultKind = Literal["SR", "SEG", "SC", "SALIENCY", "PM"]
 SegType = Literal["auto", "binary", "fractional"]
@@ -56,6 +59,11 @@ class Context:
     results: tuple[ResultKind, ...] = ("SR", "SEG", "SC")
     highest_series_number: int | None = None
     seg_type: SegType = "auto"
+
+    @cached_property
+    def headers(self) -> tuple[Dataset, ...]:
+        """The headers of `sources`, in their order, read once; nobody changes them."""
+        return sources.read_headers(self.sources)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pydicom import Dataset
 
 from node.errors import NonConformant
 from node.findings import Reading, Segmentation, Volume
-from workers.report import pm, saliency, sc, seg, sources, sr
+from workers.report import pm, saliency, sc, seg, sr
 from workers.report.context import Context, EvidenceDocument, NodeIdentity, ResultKind
 from workers.report.run import Run
 
@@ -25,7 +25,7 @@ def build(reading: Reading, volumes: Sequence[Volume], context: Context) -> list
     Raises `Unsuitable` where the images do not say where a SEG would lie, `NonConformant` where an object cannot be
     built for another reason.
     """
-    run = Run(reading, context, sources.read_headers(context.sources))
+    run = Run(reading, context, context.headers)
     try:
         return _documents(run, volumes)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # highdicom refuses what it cannot build

@@ -11,7 +11,7 @@ from itertools import chain
 
 from node.errors import NonConformant
 from node.findings import Reading, Volume
-from workers.report import rules_common, rules_pm, rules_seg, rules_sr, sources
+from workers.report import rules_common, rules_pm, rules_seg, rules_sr
 from workers.report.case import Case, Rule
 from workers.report.context import Context, EvidenceDocument
 
@@ -20,7 +20,7 @@ RULES: tuple[Rule, ...] = (*rules_common.RULES, *rules_seg.RULES, *rules_pm.RULE
 
 def check(documents: Sequence[EvidenceDocument], reading: Reading, volumes: Sequence[Volume], context: Context) -> None:
     """Check the whole set; raise `NonConformant` that names the rule and what breaks it."""
-    case = Case(tuple(documents), reading, tuple(volumes), context, sources.read_headers(context.sources))
+    case = Case(tuple(documents), reading, tuple(volumes), context, context.headers)
     for rule in RULES:
         for complaint in rule.check(case):
             raise NonConformant(_message(case, rule, complaint))

@@ -10,10 +10,13 @@ from pydicom import Dataset
 
 from node import codes, uids
 from node.codes import Code
+from workers.report import encoded
 from workers.report.case import Case, Rule
 from workers.report.sources import PATIENT_AND_STUDY, is_lossy
 
 _OURS = re.compile(r"2\.25\.(0|[1-9][0-9]*)")
+PER_FRAME = 0x52009230
+"""Per-Frame Functional Groups Sequence: of a SEG or a map as many items as frames."""
 _LEFT_OUT_IF_ILLEGAL = frozenset({"PatientAge"})
 
 
@@ -163,6 +166,9 @@ def _bundle_codes(case: Case) -> Iterator[Code]:
 def _codes_in(ds: Dataset) -> Iterator[Code]:
     """Yield every code we wrote: not those of the patient and study modules, which are copies."""
     for tag in sorted(ds.keys()):
+        if tag == PER_FRAME:
+            yield from _codes_of_frames(ds)
+            continue
         if ds.get_item(tag).VR not in {"SQ", None} or (element := ds[tag]).VR != "SQ":  # decode nothing else
             continue
         if element.keyword in PATIENT_AND_STUDY:
@@ -171,6 +177,17 @@ def _codes_in(ds: Dataset) -> Iterator[Code]:
             if "CodeValue" in item:
                 yield Code(str(item.CodeValue), str(item.CodingSchemeDesignator), str(item.CodeMeaning))
             yield from _codes_in(item)
+
+
+def _codes_of_frames(ds: Dataset) -> set[Code]:
+    """Return the codes in the groups of all frames: the same few in thousands of items."""
+    waiting, found = encoded.sequence(ds, "PerFrameFunctionalGroupsSequence"), set()
+    while waiting:
+        item = waiting.pop()
+        if value := item.text("CodeValue"):
+            found.add(Code(value, item.text("CodingSchemeDesignator"), item.text("CodeMeaning")))
+        waiting += item.sequences()
+    return found
 
 
 def _is_procedure(case: Case, code: Code) -> bool:

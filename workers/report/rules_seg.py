@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset
 
 from node.findings import Segmentation, Source, Volume
+from workers.report import encoded
 from workers.report.case import Case, Rule
 from workers.report.seg import described
 
@@ -41,18 +42,19 @@ class Frame:
 
 def frames(ds: Dataset) -> Iterator[Frame]:
     """Decode a SEG of our own frame by frame: 1-bit frames are packed without gaps (PS3.5 §8.1.1)."""
-    shared = ds.SharedFunctionalGroupsSequence[0]
+    [shared] = encoded.sequence(ds, "SharedFunctionalGroupsSequence")
     rows, columns, bits = int(ds.Rows), int(ds.Columns), int(ds.BitsAllocated)
     size = rows * columns
     data = np.frombuffer(ds.PixelData, np.uint8)
-    for number, groups in enumerate(ds.PerFrameFunctionalGroupsSequence):
-        identified = (groups.get("SegmentIdentificationSequence") or shared.SegmentIdentificationSequence)[0]
-        image = groups.DerivationImageSequence[0].SourceImageSequence[0]
-        plane = groups.get("PlanePositionSequence")
+    for number, groups in enumerate(encoded.sequence(ds, "PerFrameFunctionalGroupsSequence")):
+        of_segment = groups.items("SegmentIdentificationSequence") or shared.items("SegmentIdentificationSequence")
+        image = groups.items("DerivationImageSequence")[0].items("SourceImageSequence")[0]
+        frame_number = image.text("ReferencedFrameNumber")
+        plane = groups.items("PlanePositionSequence")
         yield Frame(
-            int(identified.ReferencedSegmentNumber),
-            Source(str(image.ReferencedSOPInstanceUID), image.get("ReferencedFrameNumber")),
-            tuple(map(float, plane[0].ImagePositionPatient)) if plane else None,
+            of_segment[0].numbers("ReferencedSegmentNumber", "H")[0],
+            Source(image.text("ReferencedSOPInstanceUID"), int(frame_number) if frame_number else None),
+            tuple(map(float, plane[0].text("ImagePositionPatient").split("\\"))) if plane else None,
             _pixels(data, number * size, size, bits).reshape(rows, columns) > 0,
         )
 

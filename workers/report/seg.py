@@ -103,6 +103,8 @@ def encoding(asked: str, columns: int) -> Literal["BINARY", "FRACTIONAL"]:
 
 def renumbered(labels: NDArray[np.uint8], segments: Sequence[Segment]) -> NDArray[np.uint8]:
     """Return a copy of the label map whose values are Segment Numbers: 1, 2, … without the empty ones."""
+    if [segment.value for segment in segments] == list(range(1, len(segments) + 1)) and labels.max() <= len(segments):
+        return labels.copy()
     table = np.zeros(256, np.uint8)
     for number, segment in enumerate(segments, 1):
         table[segment.value] = number
@@ -135,7 +137,8 @@ def on_frames(
         images = [sources.without_quirks(header, is_projection=volume.is_projection) for header in headers]
         for image in images:
             if not image.get("SliceThickness"):  # type 2 in an image, type 1C here; the distance is what we know
-                image.SliceThickness = round(volume.spacing_mm[0], 6) if volume.spacing_mm else 1
+                distance = round(volume.spacing_mm[0], 6) if volume.spacing_mm else 1
+                image.add_new("SliceThickness", "DS", distance)  # the header keeps its own element
         return images, pixels
     header = run.header(first)
     frames = np.zeros((int(header.NumberOfFrames), *pixels.shape[1:]), pixels.dtype)
