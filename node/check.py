@@ -51,6 +51,8 @@ def _attempts(settings: Settings, routes: Routes, echo: bool) -> Iterator[tuple[
         yield f"model {name}", lambda name=name: _model(name, settings)  # type: ignore[misc]
     for route in (route for route in routes.route if "SALIENCY" in route.results):
         yield f"route {route.name}", lambda r=route: _saliency(r, settings)  # type: ignore[misc]
+    for route in (route for route in routes.route if "PM" in route.results):
+        yield f"route {route.name}", lambda r=route: _parametric_maps(r, settings)  # type: ignore[misc]
     for name, destination in settings.destination.items() if echo else ():
         yield f"destination {name}", lambda d=destination: _echo(d, settings)  # type: ignore[misc]
 
@@ -128,6 +130,24 @@ def _saliency(route: Route, settings: Settings) -> str:
             "map would ever be sent. Add [explain] to one, or remove SALIENCY."
         )
     return f"saliency maps of {', '.join(able)}"
+
+
+def _parametric_maps(route: Route, settings: Settings) -> str:
+    """A map is made of volumes alone, of each segment, or of each finding that has a saliency map."""
+    from node.cli_bundle import find
+
+    models = {name: find(name, settings).dicom for name in route.models}
+    able = [
+        name
+        for name, dicom in models.items()
+        if dicom.dimensions == 3 and (dicom.kind == "segmentation" or dicom.explain is not None)
+    ]
+    if not able:
+        raise Permanent(
+            f'The route "{route.name}" asks for PM, and none of its models can make a Parametric Map: that takes a '
+            "model of volumes that segments, or has [explain] in its dicom.toml. Add one, or remove PM."
+        )
+    return f"Parametric Maps of {', '.join(able)}"
 
 
 def _echo(destination: Destination, settings: Settings) -> str:

@@ -45,7 +45,7 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     stopping, reloading = _stop_on_signals(), _set_by(signal.SIGHUP)
     with Node(settings, routes, roles=[role for role in Role if role in (roles or ROLES)]) as node:
         if node.broker_url == broker.MEMORY:
-            _work_here(settings, with_worker, stopping)
+            _work_here(settings, with_worker, stopping, reloading)
             return
         worker = Worker(config or find_config()) if with_worker else None
         try:
@@ -84,10 +84,11 @@ def _reload(node: Node, config: Path | None) -> bool:
     return bool(workers)
 
 
-def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event) -> None:
-    """Without a broker only a worker in this very process can be told of jobs."""
+def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event, reloading: threading.Event) -> None:
+    """Without a broker only a worker in this very process can be told of jobs; it takes in nothing on SIGHUP."""
     from node import broker
 
+    threading.Thread(target=_decline, args=(reloading,), name="reload", daemon=True).start()
     if with_worker:
         import_module("workers.app").work(settings, broker.MEMORY, ["read", "send"])
     else:
@@ -95,10 +96,22 @@ def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event)
         stopping.wait()
 
 
+def _decline(reloading: threading.Event) -> None:
+    while reloading.wait():
+        reloading.clear()
+        log.error(
+            "The old configuration stays. A node without a broker needs a restart to read another.",
+            extra={"action": "configuration_refused"},
+        )
+
+
 @click.command(short_help="Run a worker: read studies, deliver results.")
 @config_option
 def worker(config: Path | None) -> int:
-    """Run a worker: read the studies that the node has routed, and deliver the results."""
+    """Run a worker: read the studies that the node has routed, and deliver the results.
+
+    SIGHUP has the configuration read again: what is in hand is ended first. The log says what needs a restart.
+    """
     from node.log import configure
     from node.settings import find_config
 

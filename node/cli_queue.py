@@ -178,17 +178,24 @@ def studies_release(name: str, keep: Any, config: Path | None) -> None:
     The copies that do not stand stay in the spool and on record. With the first ones nothing is read again.
     """
     from node import clock
-    from node.audit import Audit, AuditEvent, Outcome
+    from node.audit import Audit, AuditEvent, Details, Outcome
+    from node.errors import DatabaseUnavailable
     from node.settings import state_folder
     from node.store import conflicts
 
-    left_out = conflicts.release(open_database(config), name, keep, clock.now())
     audit = Audit(state_folder(load_settings(config)) / "audit.log")
-    details = f"released by a person: the {keep} copies stand"
-    audit.write(
-        AuditEvent.CONFLICT_RELEASED, Outcome.SUCCESS, study_instance_uid=name, count=left_out, reason=details
-    )  # fmt: skip
-    audit.close()
+    said = Details(reason=f"released by a person: the {keep} copies stand", study_instance_uid=name)
+
+    def told(count: int) -> None:
+        audit.write(AuditEvent.CONFLICT_RELEASED, Outcome.SUCCESS, **(said | {"count": count}))
+
+    try:
+        left_out = conflicts.release(open_database(config), name, keep, clock.now(), told)
+    except DatabaseUnavailable:
+        audit.write(AuditEvent.CONFLICT_RELEASED, Outcome.SERIOUS_FAILURE, **said)
+        raise
+    finally:
+        audit.close()
     click.echo(f"study {name} goes on with the {keep} copies; {left_out} others stay on record")
 
 

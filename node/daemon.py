@@ -245,7 +245,7 @@ class Node:
         if rules.archive is None:
             return ()
         ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
-            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, self.settings)),
+            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, self.settings, stopping=self._stopping)),
         )
         if rules.fetch == "no":
             return ticks

@@ -17,12 +17,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from node import broker, clock, settings
+from node import broker, clock, reload, settings
 from node import log as logs
-from node.errors import BrokerUnavailable, WetreadError
+from node.errors import BrokerUnavailable, Permanent, WetreadError
 from node.leash import leashed
 from node.settings import Settings, state_folder
 
@@ -58,19 +57,19 @@ def make_app(url: str, desk: Desk) -> Celery:
     return app
 
 
-def run(config: Path, settings: Settings) -> int:
-    """Run a worker until SIGTERM or Ctrl-C: a process for each queue, started again when it dies.
+def run(config: Path, loaded: Settings) -> int:
+    """Run a worker until SIGTERM or Ctrl-C: a process for each queue, started again when it dies, and on SIGHUP.
 
     Returns the exit status. Raises `BrokerUnavailable` where there is none that another process could ring, and as
     `broker.resolve` does.
     """
-    with broker.resolve(settings, state_folder(settings)) as url:
+    with broker.resolve(loaded, state_folder(loaded)) as url:
         if url == broker.MEMORY:
             raise BrokerUnavailable(
                 "There is no broker through which the node could tell this worker of jobs; it did not start. Install "
                 "valkey-server or redis-server, set broker.url, or run the worker within the node (--with-worker)."
             )
-        return _watch(config, url)
+        return _watch(config, loaded, url)
 
 
 def work(settings: Settings, url: str, queues: Sequence[str]) -> None:
@@ -115,7 +114,7 @@ def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
 
     worker_shutting_down.connect(stop, weak=False)
     app.steps["worker"].add(_awake())
-    app.Worker(
+    _worker(app)(
         queues=list(queues),
         pool="threads",  # a forked child could not use CUDA; ours is spawned by the Reader
         concurrency=sum(THREADS[queue] for queue in queues),
@@ -146,6 +145,18 @@ def _awake() -> type:
     return Awake
 
 
+def _worker(app: Celery) -> Any:
+    """Return Celery's worker, but one that leaves SIGHUP alone: it would start our command line once more, wrongly."""
+
+    class Worker(app.Worker):  # type: ignore[misc]  # celery is untyped
+        def install_platform_tweaks(self, worker: Any) -> None:
+            before = signal.getsignal(signal.SIGHUP)
+            super().install_platform_tweaks(worker)
+            signal.signal(signal.SIGHUP, before)
+
+    return Worker
+
+
 def _commit(desk: Desk, done: threading.Event) -> None:
     """Ask for storage commitment of what was sent (PS3.4 §J.3.2), again and again."""
     from workers.send import commitment
@@ -159,16 +170,18 @@ def _commit(desk: Desk, done: threading.Event) -> None:
             log.exception("Storage commitment failed; it goes on.", extra={"action": "commitment_failed"})
 
 
-def _watch(config: Path, url: str) -> int:
-    stop = threading.Event()
-
-    def told(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, told)
+def _watch(config: Path, current: Settings, url: str) -> int:
+    stop, again = threading.Event(), threading.Event()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, again)):
+        signal.signal(number, lambda *_, event=event: event.set())
     children = {queue: _start(config, url, queue) for queue in THREADS}
     while not stop.wait(0.2):
+        if again.is_set():
+            again.clear()
+            if (loaded := _reloaded(config, current)) is not None:
+                current = loaded
+                _end(list(children.values()))
+                children = {queue: _start(config, url, queue) for queue in THREADS}
         for queue, child in children.items():
             if child.poll() is not None:
                 log.error("The worker for %s ended with status %d; it is started again.", queue, child.returncode)
@@ -176,6 +189,24 @@ def _watch(config: Path, url: str) -> int:
                 children[queue] = _start(config, url, queue)
     _end(list(children.values()))
     return 0
+
+
+def _reloaded(config: Path, before: Settings) -> Settings | None:
+    """Read the configuration again; None, with one line in the log, where it cannot be taken in.
+
+    The processes of the queues are then started anew, each after what it has in hand.
+    """
+    try:
+        loaded = settings.load_settings(config)
+        if loaded.broker != before.broker or state_folder(loaded) != state_folder(before):
+            raise Permanent("wetread.toml: broker or state folder changed, which needs a restart of the worker.")
+        logs.configure(loaded.log)
+    except WetreadError as error:
+        log.error("The old configuration stays. %s", error, extra={"action": "configuration_refused"})
+        return None
+    changed = reload.changed(before, loaded)
+    log.info("The configuration was read again.", extra={"action": "configuration_reloaded", "changed": changed})
+    return loaded
 
 
 def _start(config: Path, url: str, queue: str) -> subprocess.Popen[bytes]:
@@ -210,6 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logs.configure(loaded.log)
         if not chosen.queue:
             return run(chosen.config, loaded)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # for who watches us, also when it comes to all of a group
         work(loaded, os.environ[broker.ENVIRONMENT], chosen.queue)
     except WetreadError as error:
         print(error, file=sys.stderr)

@@ -113,6 +113,7 @@ class Listener:
         if not self._interior.finish(timeout_s):
             logger.warning("Not everything was finished; recovery does it.", extra={"action": "listener_stopped"})
         self._alerts.close()
+        self._interior.services.alerts.close()
         self._audit.write(AuditEvent.APPLICATION_STOP, Outcome.SUCCESS)
         self._audit.close()
         logger.info("The listener has stopped.", extra={"action": "listener_stopped", "port": self.port})
@@ -177,7 +178,7 @@ def serve(
     audit = Audit(state_folder(settings) / "audit.log")
     interior = _interior(settings, db, spool, metrics, limits, audit, lost)
     turned_away = metrics.counter("wetread_connections_turned_away_total", "Without association.", reason=TURNED_AWAY)
-    alerts = Alerts(audit)
+    alerts = Alerts(audit, "TLS handshake failed")
     try:
         server = Server(
             (settings.node.bind, settings.node.port),
@@ -185,7 +186,7 @@ def serve(
             interior.knows,
             interior.admit,
             turned_away=partial(_turned_away, turned_away, alerts),
-            tick=alerts.settle,
+            tick=partial(_settle, alerts, interior.services.alerts),
             tls=Certificates(settings.tls) if settings.tls.certificate else None,
         )
     except OSError:
@@ -271,11 +272,16 @@ def taking(settings: Settings, db: Database, spool: Spool, stack: ExitStack) -> 
     return take
 
 
+def _settle(*kinds: Alerts) -> None:
+    for alerts in kinds:
+        alerts.settle()
+
+
 def _turned_away(counter: Metric, alerts: Alerts, reason: str, address: str) -> None:
     """Count who was shown out; a handshake that failed is a security alert (PS3.15 §A.5.3.11)."""
     counter.add(reason=reason)
     if reason == "TLS handshake":
-        alerts.note(address)
+        alerts.note(address=address)
 
 
 def _announce(listener: Listener, settings: Settings, metrics: Registry, audit: Audit) -> None:

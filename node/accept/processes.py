@@ -188,10 +188,13 @@ class Processes:
         for number in process.serving | process.bringing:
             self._places.leave(number)
             self._places.ended(number, is_released=False)
+        recovering = threading.Thread(target=self._recover, name="listener-recovery", daemon=True)
+        if status:
+            recovering.start()  # by itself: neither waits for the other's pause
         if not process.is_leaving:
             self._replace(process, status)
         if status:
-            self._recover()
+            recovering.join()
 
     def _hear(self, process: _Process, said: Any) -> None:
         if "enter" in said:

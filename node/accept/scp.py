@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.dsutils import decode
 
 from node import clock
+from node.accept.alerts import Alerts
 from node.accept.association import Admission, AssociationRequest, Rejection
 from node.accept.command import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, N_EVENT_REPORT_RQ, Command
 from node.accept.contexts import STORAGE_COMMITMENT, UNCOMPRESSED, VERIFICATION
@@ -26,7 +27,7 @@ from node.accept.negotiate import Context
 from node.accept.places import Desk
 from node.accept.precheck import Refused, StoreStatus, check_structure
 from node.accept.receive import Answer, Arrival, Door
-from node.audit import Audit, AuditEvent, Outcome
+from node.audit import Audit, AuditEvent, Details, Outcome
 from node.crashpoints import reach
 from node.errors import NoRoom
 from node.log import describe
@@ -94,6 +95,8 @@ class Services:
     ) -> None:
         self.admission, self.door, self._committed, self._audit = admission, door, committed, audit
         self.desk, self._released = desk, released
+        self.alerts = Alerts(audit, "association rejected")
+        """Who was not let in, in the audit trail; to be settled now and then, and closed."""
         peers = admission.names
         self._associations = metrics.counter(
             "wetread_associations_total", "Association requests.", peer=peers, result=("accepted", "rejected")
@@ -110,17 +113,12 @@ class Services:
         self.admission = admission
 
     def rejected(self, request: AssociationRequest, rejection: Rejection) -> None:
-        """Note who was not let in, and why (PS3.8 §9.3.4)."""
-        details = {"calling_ae": request.calling_ae, "called_ae": request.called_ae, "address": request.address}
-        logger.warning(
-            "An association was rejected.",
-            extra={"action": "association_rejected", "reason": rejection.reason, **details},
-        )
+        """Note who was not let in, and why (PS3.8 §9.3.4); a scanner of ports cannot fill trail and log with it."""
         self._associations.add(peer=self.admission.peer(request.calling_ae, request.address), result="rejected")
-        self._audit.write(
-            AuditEvent.ASSOCIATION_REJECTED, Outcome.SERIOUS_FAILURE, reason=rejection.reason,
-            calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address,
-        )  # fmt: skip
+        names = Details(calling_ae=request.calling_ae, called_ae=request.called_ae, address=request.address)
+        if self.alerts.note(**(names | {"reason": rejection.reason})):
+            extra = {"action": "association_rejected", "reason": rejection.reason, **names}
+            logger.warning("An association was rejected.", extra=extra)
 
     def established(self, request: AssociationRequest, number: int) -> Session:
         """Note who is here."""

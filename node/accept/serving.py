@@ -120,7 +120,7 @@ class Serving:
         self._registrar = Registrar(register, released=self._desk.ended)
         self._log, self._audit = IngestLog(spool), Audit(Path(charge.audit))
         self._door = Door(spool, self._registrar, self._log, check=charge.check)
-        services = Services(
+        self._services = Services(
             Admission(charge.settings()),
             self._door,
             partial(deliveries.committed, self._db),
@@ -130,7 +130,7 @@ class Serving:
             lambda number, is_released: self._registrar.release(Release(number, is_released, now())),
         )
         limits = Limits(**charge.limits)  # type: ignore[arg-type]
-        self._hall = Hall(contexts.supported(), services, limits)
+        self._hall = Hall(contexts.supported(), self._services, limits)
         self._is_leaving = False
         self._told: object = None
 
@@ -146,8 +146,10 @@ class Serving:
                     break
                 self._do(message)
             self._report()
+            self._services.alerts.settle()
         is_done = self._hall.finish(self._door, self._registrar, self._log, timeout_s)
         self._report()
+        self._services.alerts.close()
         self._audit.close()
         self._db.close()
         return 0 if is_done else LEFT_TO_RECOVERY

@@ -169,18 +169,19 @@ def get(
 
 
 @contextmanager
-def asking(peer: Peer, timeouts: Timeouts) -> Iterator[Any]:
-    """Yield an association for `count` and `listing`, or the `Answer` that says why there is none."""
+def asking(peer: Peer, timeouts: Timeouts, patience: Patience) -> Iterator[Any]:
+    """Yield an association for `count` and `listing`, or the `Answer` that says why there is none.
+
+    It is aborted when `patience` has ended, and what was asked is `NoAnswer`.
+    """
     entity = calling.entity_for(peer, timeouts)
     entity.add_requested_context(StudyRootQueryRetrieveInformationModelFind, list(NATIVE))
     opened = calling.associate(entity, peer, timeouts.write)
     if isinstance(opened, Answer):
         yield opened
         return
-    try:
+    with _watched(opened.assoc, patience):
         yield opened.assoc
-    finally:
-        calling.release(opened.assoc)
 
 
 def words(answer: Answer, peer: Peer) -> str:
@@ -200,13 +201,16 @@ def _find(assoc: Any, level: str, keys: Mapping[str, str], wanted: Sequence[str]
         return NoAnswer("the association was lost")
     found: list[Dataset] = []
     started = time.monotonic()
-    for status, match in assoc.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
-        code = status.get("Status")
-        if code in (0xFF00, 0xFF01):
-            found += [match] if match is not None else []
-        elif code != 0x0000:
-            is_late = time.monotonic() - started >= assoc.dimse_timeout
-            return NoAnswer(_said(code, assoc.requestor.ae_title, is_late))
+    try:
+        for status, match in assoc.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+            code = status.get("Status")
+            if code in (0xFF00, 0xFF01):
+                found += [match] if match is not None else []
+            elif code != 0x0000:
+                is_late = time.monotonic() - started >= assoc.dimse_timeout
+                return NoAnswer(_said(code, assoc.requestor.ae_title, is_late))
+    except RuntimeError:  # it went away just now
+        return NoAnswer("the association was lost")
     return found
 
 
@@ -217,19 +221,27 @@ def _retrieve(
     opened = calling.associate(entity, peer, timeouts.write, **(more or {}))
     if isinstance(opened, Answer):
         return words(opened, peer)
+    with _watched(opened.assoc, patience):
+        try:
+            for identifier in _identifiers(study_uid, wanted):
+                wrong = _outcome(ask(opened.assoc, identifier), peer.calling_ae, patience, timeouts.dimse)
+                if wrong:
+                    return wrong
+            return ""
+        except (RuntimeError, ValueError) as error:  # the association went away, or it has no context for this
+            return patience.ended or f"the association ended ({type(error).__name__})"
+
+
+@contextmanager
+def _watched(assoc: Any, patience: Patience) -> Iterator[None]:
+    """Abort the association as soon as `patience` has ended, or release it after the block."""
     done = threading.Event()
-    threading.Thread(target=patience.watch, args=(opened.assoc, done), name="patience", daemon=True).start()
+    threading.Thread(target=patience.watch, args=(assoc, done), name="patience", daemon=True).start()
     try:
-        for identifier in _identifiers(study_uid, wanted):
-            wrong = _outcome(ask(opened.assoc, identifier), peer.calling_ae, patience, timeouts.dimse)
-            if wrong:
-                return wrong
-        return ""
-    except (RuntimeError, ValueError) as error:  # the association went away, or it has no context for this
-        return patience.ended or f"the association ended ({type(error).__name__})"
+        yield
     finally:
         done.set()
-        calling.release(opened.assoc)
+        calling.release(assoc)
 
 
 def _outcome(

@@ -7,6 +7,7 @@ network is waited for. An archive that is away costs a study the quiet period an
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 
@@ -30,10 +31,14 @@ MARGIN_S = 30.0
 """An attempt that has not ended so long after its timeout never will: its process died."""
 
 
-def ask(db: Database, settings: Settings, now: Clock = clock.now, timeouts: Timeouts = QUESTION) -> int:
+def ask(
+    db: Database, settings: Settings, now: Clock = clock.now, timeouts: Timeouts = QUESTION,
+    stopping: threading.Event | None = None,
+) -> int:  # fmt: skip
     """Ask about every study of which the archive's word is wanted now; return how many. Raises `DatabaseUnavailable`.
 
-    One association serves them all. When it cannot be had, or is lost, the others are asked another time.
+    One association serves them all. When it cannot be had, or is lost, the others are asked another time. Ends at
+    once when the node is `stopping`; the archive has then said nothing.
     """
     rules = settings.completeness
     if rules.archive is None:
@@ -41,7 +46,8 @@ def ask(db: Database, settings: Settings, now: Clock = clock.now, timeouts: Time
     due = [known for known in _waiting(db, settings, now()) if completeness.wants_question(known, now(), rules)]
     if not due or not (mine := [known for known in due if completion.ask(db, known, now())]):
         return 0
-    with archive.asking(_peer(settings), timeouts) as assoc:
+    patience = Patience(math.inf, stopping)
+    with archive.asking(_peer(settings), timeouts, patience) as assoc:
         for known in mine:
             if isinstance(assoc, Answer):
                 said: tuple[int | None, int | None, str] = (
@@ -51,6 +57,8 @@ def ask(db: Database, settings: Settings, now: Clock = clock.now, timeouts: Time
                 )
             else:
                 said = _ask(db, assoc, rules.archive, known)
+            if patience.ended:
+                break
             completion.answered(db, known, *said)
     return len(mine)
 
@@ -134,12 +142,12 @@ def _retrieve(
 ) -> tuple[list[Wanted], str]:
     """Return what was asked for, and what went wrong."""
     rules, peer, study_uid = settings.completeness, _peer(settings), known.study_instance_uid
-    with archive.asking(peer, timeouts) as assoc:
+    with archive.asking(peer, timeouts, patience) as assoc:
         if isinstance(assoc, Answer):
             return [], archive.words(assoc, peer)
         missing = _missing(db, assoc, str(rules.archive), known)
     if isinstance(missing, NoAnswer):
-        return [], missing.reason
+        return [], patience.ended or missing.reason
     if not missing:  # it came in the meantime
         return [], ""
     if rules.fetch == "move":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,10 +53,13 @@ def hold(db: Database, study_uid: str, now: float, reason: str) -> bool:
         return held
 
 
-def release(db: Database, study_uid: str, keep: Keep, now: float) -> int:
+def release(
+    db: Database, study_uid: str, keep: Keep, now: float, told: Callable[[int], object] = lambda left_out: None
+) -> int:
     """Let the first or the last copies stand and the study go on; return how many copies that leaves out.
 
-    What is left out stays in the spool and on record. Raises `NotFound`, and `Permanent` where nothing is held.
+    What is left out stays in the spool and on record. `told` hears that number just before it is so: a kill must not
+    leave a release behind of which no trail knows. Raises `NotFound`, and `Permanent` where nothing is held.
     """
     with db.transaction() as connection:
         study = lock(connection, study_uid)
@@ -76,5 +80,6 @@ def release(db: Database, study_uid: str, keep: Keep, now: float) -> int:
             )
         reason = f"released by a person: the {keep} copies stand"
         move(connection, "study", study_uid, S.CONFLICT, S.RECEIVING, now, reason, changes={"reason": reason})
+        told(len(losers))
         reach("release.before_commit")
         return len(losers)

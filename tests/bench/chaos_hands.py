@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from node.simulate.faults import Fault
 from tests.bench.chaos_deeds import Deeds, no_room
 
-SALVOS = {("doors",): 3, ("readings",): 5, ("doors", "readings"): 2}
+SALVOS = {("doors",): 4, ("readings",): 3, ("doors", "readings"): 3}
 """What is struck at → how often; what lies around is broken in each of them."""
 GROUPS = ("doors", "readings", "around")
 Deed = Callable[[random.Random], None]

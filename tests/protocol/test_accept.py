@@ -17,10 +17,20 @@ from pynetdicom import build_role
 
 from node import uids
 from node.accept import contexts
+from node.accept.alerts import LINES
 from node.settings import NodeSettings, Peer, Settings
 from node.store import deliveries
 from node.store.db import Database
-from tests.protocol.listening import VERIFICATION, Node, associate, associated, listening, store
+from tests.protocol.listening import (
+    VERIFICATION,
+    Node,
+    associate,
+    associate_rq,
+    associated,
+    connect,
+    listening,
+    store,
+)  # fmt: skip
 from tests.unit.encoded import CT, EXPLICIT, IMPLICIT, JPEG, dataset, fragments, image, nested, text, us
 
 COMPRESSED = [
@@ -211,6 +221,22 @@ def test_who_is_not_a_peer_is_rejected(
         assert node.echo() == 0x0000  # a peer gets in
         line = [json.loads(x) for x in node.audit.read_text().splitlines() if '"110113"' in x][-1]
         assert (line["calling_ae"], line["outcome"]) == (calling, 8)
+
+
+def test_a_stranger_who_tries_again_and_again_fills_neither_trail_nor_log(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(LINES + 12):
+        with connect(node.port, associate_rq().replace(b"WETREAD", b"NOBODY!")) as stranger:
+            assert stranger.recv(1) == b"\x03"  # A-ASSOCIATE-RJ
+    assert node.echo() == 0x0000
+    node.listener.stop(5)
+    lines = [json.loads(x) for x in node.audit.read_text().splitlines() if '"110113"' in x]
+    assert [line.get("called_ae") for line in lines] == ["NOBODY!"] * LINES + [None]
+    assert (lines[-1]["reason"], lines[-1]["count"]) == ("association rejected, 12 times more", 12)
+    assert sum(getattr(r, "action", "") == "association_rejected" for r in caplog.records) == LINES
+    page = node.metrics.render()
+    assert f'wetread_associations_total{{peer="local",result="rejected"}} {LINES + 12}' in page
 
 
 def test_every_study_received_is_audited_and_counted(node: Node) -> None:

@@ -187,6 +187,29 @@ def test_a_fetch_in_hand_ends_at_once_when_the_node_stops_and_does_not_count(tmp
         assert here.fetch() == 2, "the next process fetches"
 
 
+def test_a_question_in_hand_ends_at_once_when_the_node_stops_and_is_not_answered(tmp_path: Path) -> None:
+    images = slices()
+    with hospital(tmp_path) as here:
+        here.archive(images)
+        here.pacs.faults.add(Fault("hang_query", seconds=120, times=1))
+        uid = here.push(images)
+        stopping, asked = threading.Event(), []
+
+        def ask() -> None:
+            asked.append(inquiry.ask(here.node.db, here.settings, here.now, Timeouts(dimse=300), stopping))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(1.0)
+        stopping.set()
+        thread.join(60)
+        assert asked == [1]
+        assert (here.evidence(uid).is_answered, here.evidence(uid).note) == (False, "")
+        here.later = 60
+        assert here.ask() == 1, "the next process asks"
+        assert here.evidence(uid).is_answered
+
+
 @pytest.mark.parametrize("how", ["move", "get"])
 def test_a_retrieval_that_hangs_ends_in_time_and_keeps_back_no_other_study(tmp_path: Path, how: str) -> None:
     stuck, other = slices(), slices(columns=32)

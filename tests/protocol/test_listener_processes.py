@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from pynetdicom.association import Association
 
-from node.accept.processes import Processes
+from node.accept.processes import LONGEST_PAUSE_S, Processes
 from node.settings import NodeSettings, Settings
 from node.store import completion
 from node.store.spool import dataset_sha256
@@ -129,6 +129,24 @@ def test_a_rolling_restart_fails_no_store_and_drops_no_association(tmp_path: Pat
         assert [sender.failures for sender in senders] == [0, 0, 0]
         until(lambda: all(is_gone(pid) for pid in old))
         assert_all_kept(node, senders)
+
+
+def test_what_a_process_left_is_recovered_while_its_successor_is_waited_for(tmp_path: Path) -> None:
+    with node_with(tmp_path, processes=1) as (node, processes):
+        recovered, lost = threading.Event(), processes._lost
+
+        def recover() -> None:
+            lost()
+            recovered.set()
+
+        processes._lost, processes._failures = recover, 10  # it has died again and again: the next start is far off
+        with associated(node.port, CONTEXTS) as assoc:
+            assert store(assoc, dataset(), sop_instance="1.2.3.4") == 0x0000
+            (pid,) = processes.pids
+            os.kill(pid, signal.SIGKILL)
+            assert recovered.wait(LONGEST_PAUSE_S - 5)
+        assert processes.pids == []
+        assert [row["sop_instance_uid"] for row in node.instances()] == ["1.2.3.4"]
 
 
 @pytest.fixture(scope="module")

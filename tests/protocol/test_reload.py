@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from node import reload
+from node import embedded, reload
 from node.settings import Settings
+from tests.crash.hospital import children
 from tests.e2e.orthanc import free_port
 from tests.e2e.wetread_node import ROOT
 from tests.protocol.listening import VERIFICATION, associate
@@ -132,3 +133,46 @@ def test_the_documentation_says_of_every_key_whether_it_needs_a_restart(key: str
     said = taken if not reload.needs_restart([key.removesuffix(".*")]) else restart
     names = (f"`{key}`", f"`[{section}]`", f"`[[{section}]]`", f"`[{section}.NAME]`")
     assert any(name in said.partition("\n## ")[0] for name in names), key
+
+
+def signals(pid: int, kind: str) -> set[int]:
+    """Signals that a process catches (SigCgt) or ignores (SigIgn), proc(5); none of one that is gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return set()
+    (mask,) = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(kind)]
+    return {number for number in range(1, 32) if mask >> (number - 1) & 1}
+
+
+def at_work(parent: int) -> set[int]:
+    """The processes of a worker's queues that have installed their signal handlers, which come after the imports."""
+    pids = {pid for pid, line in children(parent) if " --queue " in line and " -c " not in line}
+    return {pid for pid in pids if signal.SIGUSR1 in signals(pid, "SigCgt") and signal.SIGHUP in signals(pid, "SigIgn")}
+
+
+@pytest.mark.skipif(embedded.find_binary() is None, reason="Redis is absent (no redis-server)")
+def test_a_bare_worker_reads_its_configuration_again_and_never_dies_of_it(tmp_path: Path) -> None:
+    config, text = tmp_path / "wetread.toml", CONFIG.format(port=free_port(), web_port=free_port())
+    config.write_text(text)
+    command = [sys.executable, "-m", "node.cli", "worker", "--config", str(config)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    worker = Running(process, config, 0, text)
+    try:
+        wait_for(lambda: len(at_work(process.pid)) == 2)
+        first = at_work(process.pid)
+        worker.reread(text + "[worker]\nmax_attempts = 7\n")
+        wait_for(lambda: len(at_work(process.pid) - first) == 2)
+        assert "The configuration was read again." in worker.log()
+        second = at_work(process.pid)
+        assert not first & second
+        worker.reread(text + "[worker]\nmax_attempts = 0\n")
+        wait_for(lambda: "The old configuration stays." in worker.log())
+        worker.reread(text + '[broker]\nurl = "redis://localhost:1/0"\n')
+        wait_for(lambda: "needs a restart of the worker" in worker.log())
+        assert at_work(process.pid) == second
+        assert "it is started again" not in worker.log()
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, worker.log()

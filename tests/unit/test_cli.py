@@ -224,6 +224,22 @@ def test_check_finds_a_route_that_would_never_get_its_saliency_map(config: Path,
     assert "none of its models has [explain]" in found["lung_fields"]["message"]
 
 
+def test_check_finds_a_route_that_would_never_get_its_parametric_map(config: Path, run: object) -> None:
+    found = {}
+    for model in ("hippocampus", "lung_fields", "chest_xray"):
+        route = f'[[route]]\nname = "maps"\nmodels = ["{model}"]\nsend_to = ["pacs"]\nresults = ["PM"]\n'
+        config.write_text(
+            '[node]\nport = 0\n[web]\nport = 0\n[destination.pacs]\nhost = "127.0.0.1"\nport = 1\nae_title = "PACS"\n'
+        )
+        config.with_name("routes.toml").write_text(route)
+        _, out, _ = run("check", "--json", "--no-echo", "--config", config)  # type: ignore[operator]
+        found[model] = next(line for line in json.loads(out) if line["what"] == "route maps")
+    assert (found["hippocampus"]["ok"], found["hippocampus"]["message"]) == (True, "Parametric Maps of hippocampus")
+    for films in ("lung_fields", "chest_xray"):
+        assert not found[films]["ok"]
+        assert "none of its models can make a Parametric Map" in found[films]["message"]
+
+
 def test_config_init_writes_what_loads_and_never_over_a_file(tmp_path: Path, run: object) -> None:
     status, out, _ = run("config", "init", tmp_path / "etc")  # type: ignore[operator]
     assert (status, len(out.splitlines())) == (0, 2)

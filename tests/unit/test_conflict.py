@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,7 @@ from node.store.db import Database, history
 from node.store.spool import Spool
 from tests.unit.headers import header, part10, received
 
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = Settings.model_validate({"completeness": {"quiet_period": "60 s"}})
 
 
@@ -115,6 +120,20 @@ def test_a_person_releases_a_held_study_by_the_command(
     assert "is COMPLETE and not held as CONFLICT; nothing was changed" in capsys.readouterr().err
     assert cli.run(["studies", "release", "9.9", "--config", str(config), "--keep", keep]) == 1
     assert "There is no study 9.9" in capsys.readouterr().err
+    db.close()
+
+
+def test_a_kill_at_the_release_of_a_study_cannot_keep_it_out_of_the_trail(tmp_path: Path) -> None:
+    config, url = tmp_path / "wetread.toml", f"sqlite:///{tmp_path}/wetread.db"
+    config.write_text(f'[spool]\nurl = "spool"\n[database]\nurl = "{url}"\n')
+    db = Database(url)
+    House(db, tmp_path).receive(film(), film(b"\2\0" * 16))
+    command = [sys.executable, "-m", "node.cli", "studies", "release", "1.2.3", "--config", str(config)]
+    env = os.environ | {"WETREAD_FAULT": "release.before_commit:1:kill"}
+    killed = subprocess.run([*command, "--keep", "last"], env=env, check=False, cwd=ROOT)
+    assert killed.returncode == -signal.SIGKILL
+    trail = "".join(path.read_text() for path in tmp_path.rglob("audit.log"))
+    assert "released by a person: the last copies stand" in trail, "it is there before it is so"
     db.close()
 
 
