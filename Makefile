@@ -13,7 +13,7 @@ DATA ?= ../shared/data/train
 DICOM ?= ../shared/data/dicom
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test chaos fuzz lint train pins clean bench-ingest bench-strangers bench-completeness \
+.PHONY: help setup services demo test chaos fuzz lint train pins clean bench-ingest bench-strangers bench-completeness \
   bench-throughput bench-limits bench-reading bench-guard
 
 help: ## List what can be done
@@ -33,8 +33,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--exit ends by itself, STUDY=dir sends yours)
 	$(VENV)/bin/wetread demo $(if $(STUDY),--study '$(STUDY)') $(ARGS)
 
-test: setup ## Run the tests (ARGS='-k spool' for some, AGAIN=1 tries failures twice); installs Orthanc, DCMTK, Redis ...
+services: ## Install what some tests talk to, where that is allowed: Orthanc, DCMTK, Redis, PostgreSQL
 	@tests/services.sh
+
+test: setup services ## Run the tests (ARGS='-k spool' for some, AGAIN=1 tries failures twice); installs Orthanc, DCMTK, Redis ...
 	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS) || \
 	  { [ $$? -eq 1 ] && [ -n '$(AGAIN)' ] && $(VENV)/bin/python -m pytest --last-failed $(ARGS); }
 

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 Map = NDArray[np.float32]
 Wall = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """The half width of the pleural cavity at a height, both in mm."""
+_TILE = 8
 
 
 def bones(x: Map, y: Map, rib_pitch: float, wall: Wall) -> Map:
@@ -54,7 +55,9 @@ def _band(x: Map, y: Map, line: NDArray[np.float64], phi: NDArray[np.float64], h
     side = np.abs(x)
     low, high = line.min(axis=0) - half, line.max(axis=0) + half
     near = (side > low[0]) & (side < high[0]) & (y > low[1]) & (y < high[1])
-    distance, index = cKDTree(line).query(np.stack([side[near], y[near]], 1), distance_upper_bound=half)
+    tree = cKDTree(line)
+    near &= _around(tree, side, y, half)
+    distance, index = tree.query(np.stack([side[near], y[near]], 1), distance_upper_bound=half)
     index = np.minimum(index, len(line) - 1)
     edge = 2.6 + (half - 2.6) * np.abs(np.cos(phi[index])) ** 0.6  # at the flank the band is seen edge on
     distance = np.minimum(distance, edge)
@@ -63,6 +66,15 @@ def _band(x: Map, y: Map, line: NDArray[np.float64], phi: NDArray[np.float64], h
     front = np.where(phi[index] > np.pi / 2, 0.8, 1.0)
     rib[near] = _tube(distance.astype(np.float32), edge.astype(np.float32), 5.0) * through * ends * front
     return rib
+
+
+def _around(tree: cKDTree, side: Map, y: Map, reach: float) -> NDArray[np.bool_]:
+    """Return the tiles of pixels of which some may be within `reach` of the line."""
+    corners = np.stack([side[::_TILE, ::_TILE], y[::_TILE, ::_TILE]], -1)
+    diagonal = 1.5 * _TILE * float(y[1, 0] - y[0, 0])
+    distance, _ = tree.query(corners, distance_upper_bound=reach + diagonal)
+    tiles = np.isfinite(distance).repeat(_TILE, 0).repeat(_TILE, 1)
+    return np.asarray(tiles[: y.shape[0], : y.shape[1]], np.bool_)
 
 
 def _clavicle(side: Map, y: Map) -> Map:
@@ -100,7 +112,8 @@ def _spine(x: Map, y: Map) -> Map:
     top, height = -14.0, 15.5
     while top < 360:
         half = float(np.interp(top, [0, 60, 120, 360], [11, 13.5, 15.5, 21]))
-        bone += _vertebra(x, y, top, height, half)
+        near = (np.abs(x) < half + 14) & (np.abs(y - top - height / 2) < 2 * height)  # beyond, it is nothing
+        bone[near] += _vertebra(x[near], y[near], top, height, half)
         top, height = top + height + 3.4, min(height + 0.7, 19 + 0.012 * top)
     return bone
 

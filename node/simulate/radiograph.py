@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
-from node.simulate.thorax import Grid, Map, Thorax, thorax
+from node.simulate.thorax import Grid, Map, Thorax, blurred, thorax
 
 Lobe = Literal["right upper", "right lower", "left lower"]
 
@@ -28,18 +28,22 @@ _LOBES: dict[Lobe, tuple[float, float, float, float]] = {  # center x, y and rad
 }
 
 
+@lru_cache(maxsize=8)
 def radiograph(
     size: int, extent_mm: float, seed: int, opacity: Lobe | None = None
 ) -> tuple[NDArray[np.uint16], NDArray[np.uint8]]:
-    """Return a frontal film and its true lung fields (1 right, 2 left), both (row, column).
+    """Return a frontal film and its true lung fields (1 right, 2 left), both (row, column) and read-only.
 
-    The film is uint16 of 12 bits, bone bright, `size` pixels on `extent_mm`.
+    The film is uint16 of 12 bits, bone bright, `size` pixels on `extent_mm`. The last few are kept.
     """
     rng = np.random.default_rng(seed)
     grid = Grid.make(size, extent_mm)
     body = thorax(grid, rng)
     ray = _attenuation(grid, body, opacity, rng)
-    return _display(grid, _expose(grid, ray, rng), body), body.lung_fields
+    film = _display(grid, _expose(grid, ray, rng), body)
+    for image in (film, body.lung_fields):
+        image.setflags(write=False)
+    return film, body.lung_fields
 
 
 def _attenuation(grid: Grid, body: Thorax, opacity: Lobe | None, rng: np.random.Generator) -> Map:
@@ -58,7 +62,7 @@ def _attenuation(grid: Grid, body: Thorax, opacity: Lobe | None, rng: np.random.
 
 def _noise(grid: Grid, rng: np.random.Generator, width_mm: float) -> Map:
     """Return smooth noise of unit variance, its grains about `width_mm` wide."""
-    raw = gaussian_filter(rng.standard_normal(grid.x.shape).astype(np.float32), width_mm / grid.pitch)
+    raw = blurred(rng.standard_normal(grid.x.shape).astype(np.float32), width_mm / grid.pitch)
     return np.asarray(raw / raw.std(), np.float32)
 
 
@@ -76,22 +80,22 @@ def _marker(grid: Grid) -> Map:
     stem = (np.abs(x) < 1.2) & (np.abs(y) < 8)
     bow = (np.abs(np.hypot(x - 1.5, y + 3.6) - 3.8) < 1.2) & (x > -1)
     leg = (np.abs(y - 1.4 * (x - 1.0)) < 2.0) & (y > 0) & (y < 8)
-    return np.asarray(gaussian_filter(6.0 * (stem | bow | leg).astype(np.float32), 0.28 / grid.pitch), np.float32)
+    return np.asarray(blurred(6.0 * (stem | bow | leg).astype(np.float32), 0.28 / grid.pitch), np.float32)
 
 
 def _expose(grid: Grid, ray: Map, rng: np.random.Generator) -> Map:
     """Return -ln of the detector's signal: Beer-Lambert, scatter, blur, Poisson noise."""
-    primary = gaussian_filter(np.exp(-ray), 0.25 / grid.pitch)
+    primary = blurred(np.exp(-ray), 0.25 / grid.pitch)
     behind = np.where(ray > 0.3, primary, 0)
-    scatter = SCATTER_SHARE * gaussian_filter(behind, 28 / grid.pitch, mode="nearest")
+    scatter = SCATTER_SHARE * blurred(behind, 28 / grid.pitch)
     counts = rng.poisson(PHOTONS * (primary + scatter)).astype(np.float32)
     return np.asarray(-np.log(np.clip(counts, 1, None) / np.float32(PHOTONS)), np.float32)
 
 
 def _display(grid: Grid, signal: Map, body: Thorax) -> NDArray[np.uint16]:
     """Return 12-bit presentation values: local contrast as processing stations set it, then an S-shaped curve."""
-    blurred = gaussian_filter(signal, 17 / grid.pitch)
-    shown = blurred + 1.44 * (signal - blurred)
+    broad = blurred(signal, 17 / grid.pitch)
+    shown = broad + 1.44 * (signal - broad)
     dark = np.percentile(shown[body.lung_fields > 0], 3)
     bright = np.percentile(shown[(body.lung_fields == 0) & (body.soft > 60)], 88)
     level = 0.10 + 0.90 * (shown - dark) / (bright - dark)

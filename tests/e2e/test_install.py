@@ -35,9 +35,10 @@ def run(wetread: Path, folder: Path, *arguments: str) -> str:
 def test_it_finds_bundles_configuration_and_workers(installed: Path, tmp_path: Path) -> None:
     bundles = json.loads(run(installed, tmp_path, "models", "list", "--json"))
     assert {"chest_xray", "hippocampus", "lung_fields"} <= {bundle["name"] for bundle in bundles}
+    assert {bundle["trust"] for bundle in bundles} == {"trusted"}, "each file of each bundle is as it was pinned"
     folder = json.loads(run(installed, tmp_path, "models", "show", "hippocampus", "--json"))["folder"]
     assert Path(folder).is_relative_to(installed.parent.parent)
-    run(installed, tmp_path, "models", "check")
+    run(installed, tmp_path, "models", "check", "lung_fields")
     settings = json.loads(run(installed, tmp_path, "config", "show", "--json"))
     assert settings["spool"]["url"] == str(tmp_path / "state" / "spool")
     assert len(settings["route"]) >= 2

@@ -34,7 +34,8 @@ NEVER_MADE = ("delivery", "SENT", "DEAD")
 def dump(db: Database) -> dict[str, Any]:
     """Everything that is in the database."""
     with db.reader() as connection:
-        return {t: sorted(map(str, rows(connection, f"SELECT * FROM {t}"))) for t in TABLES}  # noqa: S608 - constants
+        tables = {name: connection.exec_driver_sql(f"SELECT * FROM {name}") for name in TABLES}  # noqa: S608 - constants
+        return {name: sorted(repr(tuple(row)) for row in found) for name, found in tables.items()}
 
 
 class Node:
