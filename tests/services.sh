@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what some tests talk to (Orthanc, DCMTK, Redis, PostgreSQL), and gcc to keep Orthanc on loopback, where that is allowed: Debian, as root.
+# Installs what some tests talk to (Orthanc, DCMTK, Redis, PostgreSQL), iproute2 for networks of their own, and gcc to keep Orthanc on loopback, where that is allowed: Debian, as root.
 # No service is left running: the tests start their own, on loopback and with their own folders.
 set -euo pipefail
 
@@ -9,6 +9,7 @@ compgen -G '/usr/share/orthanc/plugins/*DicomWeb*' >/dev/null || missing+=(ortha
 command -v storescu >/dev/null || missing+=(dcmtk)
 command -v gcc >/dev/null || missing+=(gcc libc6-dev)
 command -v redis-server >/dev/null || missing+=(redis-server)
+command -v ip >/dev/null || missing+=(iproute2)
 command -v openssl >/dev/null || missing+=(openssl)
 command -v initdb >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || missing+=(postgresql)
 [ ${#missing[@]} -eq 0 ] && exit 0

@@ -37,6 +37,15 @@ _PRAGMAS = (
     f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
     "PRAGMA journal_size_limit=67108864",
 )
+_TCP = {
+    "connect_timeout": 5, "tcp_user_timeout": 20_000,
+    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
+}  # fmt: skip
+"""How long PostgreSQL may be silent (libpq): seconds, but milliseconds for `tcp_user_timeout`; not for Unix sockets."""
+_TCP_OF_THE_SERVER = (
+    "SET tcp_user_timeout = '20s'", "SET tcp_keepalives_idle = '10s'", "SET tcp_keepalives_interval = '5s'",
+    "SET tcp_keepalives_count = 3",
+)  # fmt: skip
 
 
 class Database:
@@ -212,7 +221,7 @@ def _prepare_file(path: Path) -> None:
 
 def _engine(url: sa.URL) -> sa.Engine:
     if url.get_backend_name() == "postgresql":
-        return sa.create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        return _server(url)
     engine = sa.create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S})
 
     @sa.event.listens_for(engine, "connect")
@@ -225,6 +234,24 @@ def _engine(url: sa.URL) -> sa.Engine:
     def _on_begin(connection: sa.Connection) -> None:
         # A writer that says plain BEGIN fails at its first UPDATE when another wrote since: the lock comes first.
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+    return engine
+
+
+def _server(url: sa.URL) -> sa.Engine:
+    """Neither side waits long for one that the network has cut off: TCP alone would for a quarter of an hour, or two.
+
+    What `url` itself says of a setting holds. The server, too, must let go of the rows that a lost host had locked.
+    """
+    wanted = {key: value for key, value in _TCP.items() if key not in url.query}
+    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=wanted)
+
+    @sa.event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            for setting in _TCP_OF_THE_SERVER:
+                cursor.execute(setting)
+        connection.commit()
 
     return engine
 

@@ -100,6 +100,7 @@ class Sender:
     ledger: Path
     port: int
     acknowledged: set[str] = field(default_factory=set)
+    host: str = "127.0.0.1"
     _film: Dataset | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -141,13 +142,18 @@ class Sender:
         uid, sha256 = scanner.scan(path)[0][0].sop_instance_uid, dataset_sha256(path)
         self._write(uid, sha256, None)
         try:
-            (sent,) = scanner.send(path, "127.0.0.1", self.port, ae="SCANNER", timeout=60.0).sent
+            (sent,) = scanner.send(path, self.host, self.port, ae="SCANNER", timeout=60.0).sent
         except WetreadError:
             return
         if sent.status is not None:
             self._write(uid, sha256, sent.status)
         if sent.ok:
             self.acknowledged.add(str(path))
+
+    def statuses(self) -> set[int]:
+        """Every status that was answered so far."""
+        found = (json.loads(line)["status"] for line in self.ledger.read_text().splitlines())
+        return {status for status in found if status is not None}
 
     def _write(self, uid: str, sha256: str, status: int | None) -> None:
         line = json.dumps({"sop_instance_uid": uid, "sha256": sha256, "status": status}) + "\n"
@@ -224,8 +230,14 @@ class Hospital:
 
     def launch(self, words: Sequence[str], log: BinaryIO, env: Mapping[str, str]) -> Process:
         """Start `tests.crash.hurried` with these words, its output in `log`."""
-        command = [sys.executable, "-m", "tests.crash.hurried", *words]
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | env)
+        return subprocess.Popen(
+            [*self.where(words), sys.executable, "-m", "tests.crash.hurried", *words],
+            cwd=ROOT, stdout=log, stderr=log, env=os.environ | env,
+        )  # fmt: skip
+
+    def where(self, words: Sequence[str]) -> list[str]:
+        """Return what a command begins with that shall run somewhere else than here."""
+        return []
 
     def kill(self, name: str) -> None:
         """`kill -9`."""
@@ -304,7 +316,7 @@ class Hospital:
     def is_up(self) -> bool:
         """Say whether the listener answers a C-ECHO."""
         try:
-            return scanner.echo("127.0.0.1", self.port, timeout=5.0) == 0
+            return scanner.echo(self.sender.host, self.sender.port, timeout=5.0) == 0
         except WetreadError:
             return False
 
