@@ -61,7 +61,7 @@ def test_through_both_doors(node: HttpNode, assoc: Association, one: Object) -> 
 def test_the_node_still_serves_and_nothing_lies_about(node: HttpNode) -> None:
     assert node.node.echo() == 0x0000
     assert node.store(part10()) == (200, [])
-    assert not list((node.node.spool.root / "tmp").iterdir())
+    assert not node.node.left_over()
 
 
 def test_strict_refuses_what_no_image_can_have(tmp_path: Path) -> None:

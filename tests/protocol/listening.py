@@ -48,14 +48,19 @@ class Node:
 
     def instances(self) -> list[dict[str, Any]]:
         """The index, after everything acknowledged has reached it."""
-        assert self.listener.wait_until_registered(10)
+        assert self.listener.wait_until_registered(30)
         with self.db.reader() as connection:
             return rows(connection, "SELECT * FROM instance ORDER BY sop_instance_uid")
 
     def files(self) -> list[Path]:
         """The instances in the spool, after everything acknowledged has been laid out."""
-        assert self.listener.wait_until_registered(10)
+        assert self.listener.wait_until_registered(30)
         return list(self.spool.instances())
+
+    def left_over(self) -> list[Path]:
+        """What lies about in the spool, after everything acknowledged has been laid out."""
+        assert self.listener.wait_until_registered(30)
+        return list((self.spool.root / "tmp").iterdir())
 
     def echo(self) -> int:
         """The status of a C-ECHO on an association of its own."""

@@ -132,7 +132,7 @@ def test_everything_is_kept_byte_for_byte_or_refused_with_a_reason(
             else:
                 assert digest not in index, file.name
         assert {p.stem for p in node.files()} == set(index)
-        assert not list((node.spool.root / "tmp").iterdir())
+        assert not node.left_over()
 
     assert {files[n].name: status for n, status in answers.items() if status} == REFUSED
     counts = Counter("no context" if status is None else f"{status:04X}" for status in answers.values())

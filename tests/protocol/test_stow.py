@@ -172,7 +172,7 @@ def test_large_instances_go_over_the_disk_and_leave_nothing_there(tmp_path: Path
         bad = data[: len(data) // 2]
         assert node.store(part10(bad)) == (409, [0xC000])
         assert open_descriptors() <= open_files + 8  # lingering connections, no files
-        assert not list((node.node.spool.root / "tmp").iterdir())
+        assert not node.node.left_over()
         digests = {row["sha256"] for row in rows(node)}
         assert hashlib.sha256(data).hexdigest() in digests
         assert all(node.node.spool.verify(row["path"], row["sha256"]) for row in rows(node))
