@@ -84,6 +84,15 @@ def database(database_url: str) -> Iterator[Database]:
     db.close()
 
 
+_LONG = ("test_train.py", "test_train_killed.py", "test_states.py", "test_segment.py", "test_words.py")
+"""Files of `tests/unit` that take half a minute and more, and stand near the end of the alphabet."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what is long and late, or one of several processes would end long after the others."""
+    items.sort(key=lambda item: item.path.name not in _LONG)
+
+
 _MAY_BE_ABSENT = ("real DICOM studies are absent", "no GPU", "network namespaces are not allowed")
 
 
