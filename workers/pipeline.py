@@ -20,7 +20,7 @@ from node import clock
 from node.bundles import Bundle
 from node.bundles import load as load_bundle
 from node.errors import Permanent, Transient, Unsuitable
-from node.findings import Detection, Finding, Reading, Segment
+from node.findings import Detection, Finding, Reading, Segment, Volume
 
 if TYPE_CHECKING:
     from workers.predict.network import Network
@@ -183,24 +183,39 @@ def _stages(
     verdict = restraint.judge(files, volumes, bundle, request.decline)
     volumes = list(verdict.read)
     laps.end("guard_s")
-    reading = predict(network, volumes, bundle, started) if volumes else Reading(algorithm(bundle), started)
-    reading = replace(reading, remarks=(*reading.remarks, *verdict.remarks), declined=verdict.declined)
     context = context if volumes else replace(context, results=("SR",))
-    laps.end("predict_s")
-    if volumes and {"SALIENCY", "PM"} & set(request.results) and bundle.dicom.explain is not None:
-        from workers.predict.explain import explain
-
-        reading = explain(network, volumes, bundle, reading)
-        laps.end("explain_s")
-    if volumes and "PM" in request.results:
-        from workers.predict.maps import explain_volumes
-
-        reading = explain_volumes(network, volumes, bundle, reading)
-        laps.end("map_s")
+    with network.keeping("PM" in request.results and bundle.dicom.kind == "segmentation"):
+        reading = predict(network, volumes, bundle, started) if volumes else Reading(algorithm(bundle), started)
+        reading = replace(reading, remarks=(*reading.remarks, *verdict.remarks), declined=verdict.declined)
+        laps.end("predict_s")
+        if volumes:
+            reading = _explained(reading, request, bundle, network, volumes, laps)
     documents = evidence.build(reading, volumes, context)
     gate.check(documents, reading, volumes, context)
     laps.end("report_s")
     return reading, documents
+
+
+def _explained(
+    reading: Reading,
+    request: Request,
+    bundle: Bundle,
+    network: Network,
+    volumes: Sequence[Volume],
+    laps: _Laps,
+) -> Reading:
+    """Return `reading` with the maps that the route asks for."""
+    if {"SALIENCY", "PM"} & set(request.results) and bundle.dicom.explain is not None:
+        from workers.predict.explain import explain
+
+        reading = explain(network, volumes, bundle, reading)
+        laps.end("explain_s")
+    if "PM" in request.results:
+        from workers.predict.maps import explain_volumes
+
+        reading = explain_volumes(network, volumes, bundle, reading)
+        laps.end("map_s")
+    return reading
 
 
 @lru_cache(maxsize=WARM_NETWORKS)

@@ -51,6 +51,31 @@ def test_a_route_gets_how_strongly_each_segment_was_spoken_for(
     assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_a_map_is_made_of_what_the_network_said_in_the_reading(dimensions: int, tmp_path: Path) -> None:
+    [volume] = load(save(stack(body()), tmp_path / "in"), 3)
+    bundle = segmenter(tmp_path / "phantom", dimensions)
+    if dimensions == 2:
+        per_slice = bundle.dicom.model_copy(update={"dimensions": 3, "per_slice": True})
+        bundle = bundle.model_copy(update={"dicom": per_slice})
+    network, runs = Network(bundle, "cpu", bundle.digest), [0]
+    network._network.register_forward_hook(lambda *_: runs.append(runs.pop() + 1))
+    found, each = [], []
+    for wanted in (True, False):
+        with network.keeping(wanted):
+            reading = predict(network, [volume], bundle, to_datetime(0))
+            alone = runs[0]
+            found.append(explain_volumes(network, [volume], bundle, reading))
+            each.append(runs[0] - alone)
+            assert not network._kept, "each answer is let go when it has been used"
+        runs[0] = 0
+    assert each == [0, alone], "what was not kept is asked for again"
+    for kept, asked in zip(found[0].maps, found[1].maps, strict=True):
+        assert np.array_equal(kept.values, asked.values)
+        assert kept.values.max() > 0.5
+    assert network._kept is None
+
+
 def test_the_real_world_values_are_the_stored_ones(tmp_path: Path) -> None:
     files = save(stack(body()), tmp_path / "in")
     outcome = read(request(segmenter(tmp_path / "phantom"), files, tmp_path / "out", results=("PM",)))

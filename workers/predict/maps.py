@@ -1,7 +1,8 @@
 """Maps of a volume for a person who asks why: where a classifier looked, or how strongly each segment was spoken for.
 
-Made only when a route asks. A segmentation's network reads once more, and its classes are brought to the source grid as
-numbers, before any threshold, largest class or cleaning: the map may say more, or less, than the outline.
+Made only when a route asks. What a segmentation's network said in the reading is kept for it, and its classes are
+brought to the source grid as numbers, before any threshold, largest class or cleaning: the map may say more, or less,
+than the outline.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from node.bundles import Bundle
 from node.dicomconfig import BoxEntry
 from node.errors import BundleError, Permanent, Transient
-from node.findings import Volume
+from node.findings import Source, Volume
 from workers.predict import detect, layers, loaded, weights
 from workers.predict import device as devices
 from workers.predict.detect import Found
@@ -36,6 +36,9 @@ _NEEDED = ("inferer", "preprocessing", "postprocessing")
 
 Draw = Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]
 """(network, input (1, channel, column, row[, slice])) → maps on the input's grid, (maps, column, row[, slice])."""
+
+Said = tuple[dict[Any, Any], torch.Tensor]
+"""What the preprocessing made of a volume, and what the network said of it before any postprocessing (class, …)."""
 
 
 class Network:
@@ -57,6 +60,7 @@ class Network:
         self._device = devices.choose(device)
         self._scripts = Scripts(bundle.folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self._kept: dict[tuple[Source, ...], Said] | None = None
         try:
             with self._scripts:
                 parts = _parse(bundle, self._device)
@@ -81,10 +85,11 @@ class Network:
         with torch.inference_mode(), self._at_work(volume):
             case, image = self._prepared(volume)
             self.shapes["network_input"] = tuple(image.shape)
-            infer = partial(self._inferer, image, self._runner)
-            answer = stepping_down(self._inferer, infer, self._title)
-            case["pred"] = self._require_finite(answer)[0]
+            answer = self._said(image)
             self.shapes["network_output"] = tuple(answer.shape)
+            if self._kept is not None:
+                self._kept[volume.sources] = dict(case), answer[0].as_subclass(torch.Tensor)
+            case["pred"] = answer[0]
             answer = self._after(case)["pred"]
             self.shapes["answer"] = tuple(answer.shape)
         return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
@@ -116,28 +121,49 @@ class Network:
         """
         with torch.no_grad(), self._at_work(volume):
             case, image = self._prepared(volume)
-            maps = draw(self._network, image)
-            case["pred"] = self._require_finite(maps)
-            key = self._image_key(case)
-            back = Invertd(keys="pred", transform=self._before, orig_keys=key, nearest_interp=False)
-            return np.asarray(back(case)["pred"], np.float32)
+            return self._brought_back(case, draw(self._network, image))
+
+    @contextmanager
+    def keeping(self, wanted: bool) -> Iterator[None]:
+        """Within this context and where `wanted`, what the network says in `read` is kept until `scores` takes it."""
+        self._kept = {} if wanted else None
+        try:
+            yield
+        finally:
+            self._kept = None
 
     def scores(self, volume: Volume, *, overlaps: bool) -> NDArray[np.float32]:
         """Return how strongly the network speaks for each class, 0..1, on the grid of `volume`.
 
         (class, column, row[, slice]). As the bundle's own `Activationsd` has it; without one by softmax, or, of classes
-        that may overlap (`overlaps`) and of a single one, by sigmoid. Raises as `read` does.
+        that may overlap (`overlaps`) and of a single one, by sigmoid. What was kept of `read` is taken and let go; else
+        the network runs. Raises as `read` does.
         """
-        steps = [step for step in getattr(self._after, "transforms", ()) if type(step) is Activationsd]
-
-        def draw(_network: torch.nn.Module, image: torch.Tensor) -> torch.Tensor:
-            infer = partial(self._inferer, image, self._runner)
-            said = self._require_finite(stepping_down(self._inferer, infer, self._title))[0]
+        with torch.no_grad(), self._at_work(volume):
+            kept = self._kept or {}
+            case, said = kept.pop(volume.sources) if volume.sources in kept else self._asked(volume)
+            steps = [step for step in getattr(self._after, "transforms", ()) if type(step) is Activationsd]
             if steps:
-                return torch.as_tensor(steps[0]({steps[0].keys[0]: said})[steps[0].keys[0]])
-            return said.sigmoid() if overlaps or len(said) == 1 else said.softmax(0)
+                key = steps[0].keys[0]
+                said = torch.as_tensor(steps[0]({key: MetaTensor(said)})[key])
+            else:
+                said = said.sigmoid() if overlaps or len(said) == 1 else said.softmax(0)
+            return self._brought_back(case, said)
 
-        return self.draw(volume, draw)
+    def _asked(self, volume: Volume) -> Said:
+        case, image = self._prepared(volume)
+        return case, self._said(image)[0].as_subclass(torch.Tensor)
+
+    def _said(self, image: torch.Tensor) -> MetaTensor:
+        """Return the network's finite answer to an input (1, channel, …)."""
+        return self._require_finite(
+            stepping_down(self._inferer, partial(self._inferer, image, self._runner), self._title)
+        )
+
+    def _brought_back(self, case: dict[Any, Any], maps: torch.Tensor) -> NDArray[np.float32]:
+        """Return `maps` on the grid from which the preprocessing made `case`."""
+        back = Invertd(keys="pred", transform=self._before, orig_keys=self._image_key(case), nearest_interp=False)
+        return np.asarray(back({**case, "pred": self._require_finite(maps)})["pred"], np.float32)
 
     def _prepared(self, volume: Volume) -> tuple[dict[Any, Any], torch.Tensor]:
         """Return what the preprocessing makes of `volume`, and of it the network's input (1, channel, …)."""
