@@ -27,7 +27,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "'$(PYTHON)' cannot make virtual environments: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.compiled: $(VENV)/.installed # on all processors, which pip does on one; what cannot be compiled is never imported
+	@$(VENV)/bin/python -m compileall -qq -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--exit ends by itself, STUDY=dir sends yours)
@@ -36,7 +40,7 @@ demo: setup ## Push a synthetic chest film through the whole pipeline (ARGS=--ex
 services: ## Install what some tests talk to, where that is allowed: Orthanc, DCMTK, Redis, PostgreSQL
 	@tests/services.sh
 
-test: setup services ## Run the tests (ARGS='-k spool' for some, AGAIN=1 tries failures twice); installs Orthanc, DCMTK, Redis ...
+test: setup services $(VENV)/.compiled ## Run the tests (ARGS='-k spool' for some, AGAIN=1 tries failures twice); installs Orthanc, DCMTK, Redis ...
 	$(VENV)/bin/python -m pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS) || \
 	  { [ $$? -eq 1 ] && [ -n '$(AGAIN)' ] && $(VENV)/bin/python -m pytest --last-failed $(ARGS); }
 
