@@ -21,6 +21,7 @@ from node.bundles import Bundle
 from node.bundles import load as load_bundle
 from node.errors import Permanent, Transient, Unsuitable
 from node.findings import Detection, Finding, Reading, Segment, Volume
+from workers.imports import uncollected
 
 if TYPE_CHECKING:
     from workers.predict.network import Network
@@ -221,7 +222,8 @@ def _explained(
 @lru_cache(maxsize=WARM_NETWORKS)
 def _warm(folder: str, digest: str, device: str, runtime: Runtime) -> tuple[Bundle, Network]:
     """The bundle and its network, kept for the next series; another digest is another entry."""
-    from workers.predict.network import Network
+    with uncollected():
+        from workers.predict.network import Network
 
     bundle = load_bundle(Path(folder))
     return bundle, Network(bundle, device, digest, runtime)

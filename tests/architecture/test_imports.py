@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.embedded", "node.broker", "node.simulate"),
     ("node.accept", "node.assemble", "node.route"),
     ("node.web",),
-    ("workers.child",),
+    ("workers.child", "workers.imports"),
     ("workers.load", "workers.predict", "workers.report", "workers.send"),
     ("workers.restraint",),
     ("workers.pipeline",),

@@ -8,6 +8,7 @@ from node import bundles
 from workers.child import Tell, answer
 from workers.evaluate import manifest
 from workers.evaluate.request import Request
+from workers.imports import uncollected
 
 
 def work(line: str, tell: Tell) -> None:
@@ -15,7 +16,8 @@ def work(line: str, tell: Tell) -> None:
     request = Request.from_json(line)
     bundle = bundles.load(Path(request.bundle))
     cases = manifest.load(Path(request.manifest), bundle)
-    from workers.evaluate.run import evaluate
+    with uncollected():
+        from workers.evaluate.run import evaluate
 
     evaluate(request, bundle, cases, tell)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from node import bundles
 from node.leash import leash_forks
 from workers.child import Tell, answer
+from workers.imports import uncollected
 from workers.train import datalist
 from workers.train.request import Request
 
@@ -18,7 +19,8 @@ def work(line: str, tell: Tell) -> None:
     request = Request.from_json(line)
     bundle = bundles.load(Path(request.bundle))
     lists = datalist.load(Path(request.data), bundle)
-    from workers.train.run import train
+    with uncollected():
+        from workers.train.run import train
 
     _leave_room()
     train(request, bundle, lists, tell)

@@ -17,6 +17,7 @@ from typing import Any
 from node import bundles
 from node.errors import Permanent, WetreadError
 from node.leash import leash_forks, leash_this, leashed
+from workers.imports import uncollected
 from workers.train.request import Request
 
 Tell = Callable[[dict[str, Any]], None]
@@ -58,7 +59,8 @@ def main() -> None:
     """Train as one of several; torchrun has set RANK, and told where the others are."""
     leash_this()
     leash_forks()
-    from workers.train.run import run
+    with uncollected():
+        from workers.train.run import run
 
     request = Request.from_json(sys.argv[1])
     is_first = os.environ.get("RANK", "0") == "0"
