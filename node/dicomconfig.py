@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from node.codes import Code
+from node.codes import ALLOWED_SCHEMES, Code
 
 _Number = Annotated[float, Field(strict=True)]
 Condition = str | _Number | list[str | _Number] | dict[str, Any]
@@ -33,6 +33,14 @@ class CodeEntry(_Strict):
     code: str = Field(min_length=1)
     scheme: str = Field(min_length=1)
     meaning: str = Field(min_length=1, max_length=64)
+
+    @field_validator("scheme")
+    @classmethod
+    def _is_written(cls, scheme: str) -> str:
+        if scheme not in ALLOWED_SCHEMES:
+            known = ", ".join(sorted(ALLOWED_SCHEMES))
+            raise ValueError(f'"{scheme}" is no coding scheme that goes into reports; one of {known} was expected')
+        return scheme
 
     def to_code(self) -> Code:
         """Return the entry as a `Code`."""
@@ -206,12 +214,22 @@ class DicomConfig(_Strict):
                 raise ValueError(f'kind "{self.kind}" takes no [[{table}]]')
         if (self.boxes is not None) != (self.kind == "detection"):
             raise ValueError('kind "detection" needs [boxes], and no other kind takes it')
-        _require_unique("segment", [entry.number for entry in self.segment])
-        _require_unique("finding", [entry.output for entry in self.finding])
-        _require_unique("detection", [entry.value for entry in self.detection])
+        _require_unique("segment", "number", [entry.number for entry in self.segment])
+        _require_unique("finding", "number", [entry.output for entry in self.finding])
+        _require_unique("detection", "number", [entry.value for entry in self.detection])
+        for table, entries in (("segment", self.segment), ("finding", self.finding), ("detection", self.detection)):
+            _require_unique(table, "label", [entry.label for entry in entries])
         if len({entry.channel is None for entry in self.segment}) > 1:
             raise ValueError("segments are all told by `value`, or all by `channel`")
+        self._measures_what_there_is()
         return self
+
+    def _measures_what_there_is(self) -> None:
+        """A film has no depth, and the areas of all slices together are the size of nothing."""
+        wrong, right = ("volume", "area") if self.dimensions == 2 else ("area", "volume")
+        for entry in self.segment:
+            if wrong in entry.measurements:
+                raise ValueError(f'a segment of dimensions = {self.dimensions} has no "{wrong}"; measure its "{right}"')
 
     @model_validator(mode="after")
     def _reads_what_can_be_read(self) -> DicomConfig:
@@ -233,7 +251,8 @@ class DicomConfig(_Strict):
         return self
 
 
-def _require_unique(table: str, numbers: Sequence[int]) -> None:
-    for number in numbers:
-        if numbers.count(number) > 1:
-            raise ValueError(f"two [[{table}]] have the same number, {number}")
+def _require_unique(table: str, what: str, values: Sequence[int | str]) -> None:
+    """Reports and figures tell entries apart by their labels, whatever side their modifiers say."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"two [[{table}]] have the same {what}, {value}")

@@ -77,10 +77,10 @@ def _outputs(
         points.append("[boxes]: space and mode of the boxes after postprocessing, and the keys that hold them")
         return [*(_detection(value, label) for value, label in channels), boxes]
     if '"sigmoid": true' in after and '"argmax": true' not in after and "Lambda" not in after:
-        return [_segment(channel, label, "channel") for channel, label in channels]
+        return [_segment(channel, label, inputs, "channel") for channel, label in channels]
     if "Lambda" in after:
         points.append("the value of each [[segment]]: the postprocessing makes a label map of its own")
-    return [_segment(value, label) for value, label in _labels(channels)]
+    return [_segment(value, label, inputs) for value, label in _labels(channels)]
 
 
 def _inputs(inputs: Mapping[str, Any], points: list[str]) -> list[str]:
@@ -104,12 +104,21 @@ def _is_color(inputs: Mapping[str, Any]) -> bool:
     return _is_flat(inputs) and inputs.get("num_channels") == 3
 
 
+def _modality(inputs: Mapping[str, Any]) -> str:
+    return _MODALITIES.get(str(inputs.get("modality", "")).upper(), "")
+
+
+def _dimensions(inputs: Mapping[str, Any]) -> int:
+    """3 also for a flat network that reads a volume slice by slice."""
+    is_sliced = _modality(inputs) in _SLICED and inputs.get("num_channels", 1) == 1
+    return 2 if _is_flat(inputs) and not is_sliced else 3
+
+
 def _head(name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], kind: str) -> tuple[str, list[str]]:
-    modality = _MODALITIES.get(str(inputs.get("modality", "")).upper(), "")
+    modality, dimensions = _modality(inputs), _dimensions(inputs)
     label = re.sub(r"[_-]+", " ", name).strip()[:16].strip().capitalize()
     points = ["manufacturer: who answers for this model", "[series]: which series it may read; be narrow"]
-    per_slice = _is_flat(inputs) and modality in _SLICED and inputs.get("num_channels", 1) == 1
-    dimensions = 2 if _is_flat(inputs) and not per_slice else 3
+    per_slice = _is_flat(inputs) and dimensions == 3
     if per_slice:
         points.append(
             "per_slice: this 2D network would read a series slice by slice; dimensions = 2 reads each by itself"
@@ -143,12 +152,13 @@ def _labels(channels: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return [(number + shift, label) for number, label in channels if number + shift > 0]
 
 
-def _segment(number: int, label: str, by: str = "value") -> str:
+def _segment(number: int, label: str, inputs: Mapping[str, Any], by: str = "value") -> str:
     color = _COLORS[(number - 1) % len(_COLORS)]
+    measured = "area" if _dimensions(inputs) == 2 else "volume"
     threshold = "threshold = 0.5\n" if by == "channel" else ""
     return (
         f"\n[[segment]]\n{by} = {number}\n{threshold}label = {_text(label[:64])}\ncategory = {_CATEGORY}\n"
-        f'type = {_suggest(label)}\ncolor = "{color}"\nmeasurements = ["volume"]\n'
+        f'type = {_suggest(label)}\ncolor = "{color}"\nmeasurements = ["{measured}"]\n'
     )
 
 

@@ -18,6 +18,7 @@ from tests.unit.phantom import body, save, stack
 from workers.load.series import load
 from workers.predict.network import Network
 from workers.predict.reading import read
+from workers.predict.segment import segmentation
 from workers.report import evidence, gate
 
 SPACING = (2.0, 1.0, 1.0)
@@ -86,11 +87,28 @@ def test_a_channel_that_is_not_there_and_one_that_is_no_probability_are_named(tm
         (zoo.segment(1) + zoo.segment(1), "two .*segment.* have the same number, 1"),
         (zoo.segment(1, "channel").replace("threshold = 0.5\n", ""), "by `channel` needs a `threshold`"),
         ('[boxes]\nmode = "xyzxyz"\n', 'kind "detection" needs .*boxes'),
+        (zoo.segment(1) + zoo.segment(2).replace("Part 2", "Part 1"), "two .*segment.* have the same label, Part 1"),
+        (zoo.segment(1).replace('"SCT"', '"SRT"'), r'category\.scheme: .*"SRT" is no coding scheme'),
+        (zoo.segment(1, measured="area"), 'a segment of dimensions = 3 has no "area"; measure its "volume"'),
     ],
 )
 def test_a_dicom_toml_that_cannot_be_meant_is_refused(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=message):
         zoo.write(tmp_path / "zoo", zoo.head("segmentation") + text, {}, {})
+
+
+def test_a_channel_that_is_no_number_is_named(tmp_path: Path) -> None:
+    [volume] = load(save(stack(body()), tmp_path / "in"), 3)
+    bundle = zoo.multi_label(tmp_path / "zoo")
+    answer = np.full((2, 16, 20, 12), 0.5, np.float32)
+    answer[1, 3, 3, 3] = np.nan
+    with pytest.raises(Permanent, match=r"segments by channel need 0\.\.1"):
+        segmentation(answer, volume, bundle)
+
+
+def test_a_film_has_no_volume(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match='a segment of dimensions = 2 has no "volume"; measure its "area"'):
+        zoo.write(tmp_path / "zoo", zoo.head("segmentation", 2) + zoo.segment(1), {}, {})
 
 
 def test_a_reader_that_puts_the_channel_first_is_stood_in_for(tmp_path: Path) -> None:

@@ -56,6 +56,18 @@ def test_the_mask_lands_in_its_place_through_resampling(cosines: Sequence[float]
     assert np.abs(shift).max() < 0.1
 
 
+def test_labels_that_were_interpolated_are_no_labels(tmp_path: Path) -> None:
+    steps = [
+        {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+        {"_target_": "Invertd", "keys": "pred", "transform": "@preprocessing", "orig_keys": "image"}
+        | {"nearest_interp": False},
+    ]
+    bundle = segmenter(tmp_path / "zoo", pixdim=0.7, postprocessing={"_target_": "Compose", "transforms": steps})
+    volumes = load(save(stack(body()), tmp_path / "in"), 3)
+    with pytest.raises(Permanent, match=r"where labels are whole numbers\..* after argmax nearest_interp = true"):
+        segment(bundle, volumes)
+
+
 def test_a_film_is_segmented_on_its_own_grid(tmp_path: Path) -> None:
     picture = np.zeros((90, 120), np.uint16)
     picture[20:60, 70:110] = 1000
@@ -105,7 +117,7 @@ def test_the_node_reads_what_monai_bundle_run_reads(tmp_path: Path) -> None:
         (np.zeros((1, 20, 16, 12)), r"grid of \(1, 20, 16, 12\)"),
         (np.zeros((3, 16, 20, 12)), r"grid of \(3, 16, 20, 12\)"),
         (np.full((1, 16, 20, 12), 7), r"labels \[7\] that dicom\.toml does not explain"),
-        (np.full((1, 16, 20, 12), 0.4), r"labels \[0\.4\] that dicom\.toml does not explain"),
+        (np.full((1, 16, 20, 12), 0.4), r"answered with 0\.4 where labels are whole numbers"),
     ],
 )
 def test_an_answer_that_does_not_fit_is_not_reported(pred: NDArray[np.float64], reason: str, tmp_path: Path) -> None:

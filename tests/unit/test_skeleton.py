@@ -134,7 +134,8 @@ def test_a_detector_has_its_boxes_as_its_postprocessing_leaves_them() -> None:
 def test_a_flat_network_reads_slices_or_color() -> None:
     outputs = {"type": "image", "format": "segmentation", "channel_def": {"0": "background", "1": "tool"}}
     color = {"modality": "n/a", "num_channels": 3, "spatial_shape": [736, 480]}
-    assert filled(skeleton("tools", zoo_like("Endoscopy", color, outputs))[0]).color
+    config = filled(skeleton("tools", zoo_like("Endoscopy", color, outputs))[0])
+    assert (config.color, config.segment[0].measurements) == (True, ["area"])
     sliced = {"modality": "CT", "num_channels": 1, "spatial_shape": [96, 96]}
     config = filled(skeleton("flat", zoo_like("Slices", sliced, outputs))[0])
-    assert (config.per_slice, config.dimensions) == (True, 3)
+    assert (config.per_slice, config.dimensions, config.segment[0].measurements) == (True, 3, ["volume"])

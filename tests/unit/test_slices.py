@@ -53,7 +53,8 @@ def flat(folder: Path, channels: int = 1, more: str = PER_SLICE, dimensions: int
         ),
     }
     state = {"weight": weight, "bias": torch.tensor([0.0, -limit])}
-    return zoo.write(folder, zoo.head("segmentation", dimensions, more) + zoo.segment(1), config, state)
+    segment = zoo.segment(1, measured="area" if dimensions == 2 else "volume")
+    return zoo.write(folder, zoo.head("segmentation", dimensions, more) + segment, config, state)
 
 
 def test_a_volume_is_read_slice_by_slice_into_one_seg(tmp_path: Path) -> None:

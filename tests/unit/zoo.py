@@ -38,12 +38,12 @@ def head(kind: str, dimensions: int = 3, more: str = "", series: str = "") -> st
     )
 
 
-def segment(number: int, by: str = "value", threshold: float = 0.5) -> str:
+def segment(number: int, by: str = "value", threshold: float = 0.5, measured: str = "volume") -> str:
     """One [[segment]], by value or by channel."""
     told = f"threshold = {threshold}\n" if by == "channel" else ""
     return (
         f'[[segment]]\n{by} = {number}\n{told}label = "Part {number}"\ncategory = {ANATOMY}\ntype = {CODE}\n'
-        'color = "#e6604d"\nmeasurements = ["volume"]\n'
+        f'color = "#e6604d"\nmeasurements = ["{measured}"]\n'
     )
 
 

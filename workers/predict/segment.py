@@ -35,6 +35,11 @@ def _on_source_grid(pred: NDArray[Any], volume: Volume, bundle: Bundle) -> NDArr
     _require_grid(pred, 1, volume, bundle)
     found = set(_values(pred))
     unknown = found - {0, *(entry.number for entry in bundle.dicom.segment)}
+    if between := [value for value in unknown if value % 1]:
+        raise Permanent(
+            f"{bundle.title} answered with {between[0]:g} where labels are whole numbers. Nothing was reported. Its "
+            "postprocessing must have argmax, and an Invertd that comes after argmax nearest_interp = true."
+        )
     if unknown:
         raise Permanent(f"{bundle.title} answered with labels {sorted(unknown)[:5]} that dicom.toml does not explain.")
     return np.ascontiguousarray(_turned(pred, volume)[0], dtype=np.uint8)
@@ -48,7 +53,7 @@ def _by_channel(pred: NDArray[Any], volume: Volume, bundle: Bundle) -> Segmentat
     if last >= len(pred):
         raise Permanent(f"{bundle.title} answered with {len(pred)} channels; dicom.toml names channel {last}.")
     values = _turned(pred, volume)
-    if float(values.min()) < 0 or float(values.max()) > 1:
+    if not (float(values.min()) >= 0 and float(values.max()) <= 1):  # nor where one is not a number
         raise Permanent(
             f"{bundle.title} answered with channels of {values.min():g} to {values.max():g}; segments by channel need "
             "0..1. Nothing was reported. Its postprocessing must have Activationsd with sigmoid or softmax."
