@@ -51,6 +51,8 @@ RIGHT = Code("24028007", "SCT", "Right")
 LEFT = Code("7771000", "SCT", "Left")
 BILATERAL = Code("51440002", "SCT", "Bilateral")
 ANATOMICAL_STRUCTURE = Code("91723000", "SCT", "Anatomical Structure")
+STRUCTURES = frozenset({ANATOMICAL_STRUCTURE.value, "123037004"})
+"""What Anatomical Structure of CID 7150 is coded as, now and in earlier editions of PS3.16."""
 
 # What was imaged (CID 100) and by what it was processed (CID 7005, CID 7162, CID 7202)
 CT_PROCEDURE = Code("25045-6", "LN", "CT unspecified body region")

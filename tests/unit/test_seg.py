@@ -187,6 +187,19 @@ def test_sections_without_a_frame_of_reference_are_not_suitable(tmp_path: Path) 
         evidence.build(readings.volume_reading(volume, mask), [volume], readings.context(paths))
 
 
+def test_slices_in_several_multi_frame_objects_are_not_suitable(tmp_path: Path) -> None:
+    slices, mask = phantoms.volume("axial", "CT", (6, 16, 16))
+    for ds in slices:
+        plane, groups = Dataset(), Dataset()
+        plane.ImagePositionPatient = ds.ImagePositionPatient
+        groups.PlanePositionSequence = [plane]
+        ds.NumberOfFrames, ds.PerFrameFunctionalGroupsSequence = 1, [groups]
+    paths = readings.written(slices, tmp_path)
+    [volume] = load(paths, 3)
+    with pytest.raises(Unsuitable, match="its slices lie in 6 multi-frame objects"):
+        evidence.build(readings.volume_reading(volume, mask), [volume], readings.context(paths))
+
+
 def test_sections_without_a_position_are_not_suitable(tmp_path: Path) -> None:
     slices, mask = phantoms.volume("axial")
     paths = readings.written(slices[:1], tmp_path)

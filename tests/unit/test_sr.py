@@ -11,10 +11,12 @@ from node.codes import Code
 from node.findings import Measurement, Reading, Segment, Segmentation, Volume
 from node.simulate import phantoms
 from tests import readings
+from tests.unit import phantom
+from workers.load.series import load
 from workers.report import evidence
 from workers.report.case import code_of, named, references, walk
 from workers.report.context import Context
-from workers.report.rules_sr import groups_of
+from workers.report.rules_sr import groups_of, tracking_uids
 
 
 def report(reading: Reading, volumes: list[Volume], context: Context) -> Dataset:
@@ -181,10 +183,30 @@ def test_the_request_of_the_images_is_answered(tmp_path: Path) -> None:
     assert (answered.RequestedProcedureID, answered.AccessionNumber) == ("RP1", "A77")
 
 
+@pytest.mark.parametrize("category", [codes.ANATOMICAL_STRUCTURE, Code("123037004", "SCT", "Anatomical Structure")])
+def test_a_side_is_told_under_the_earlier_code_of_the_category_too(tmp_path: Path, category: Code) -> None:
+    volume, context, segmentation = box(tmp_path)
+    left = replace(segmentation, segments=(replace(segmentation.segments[0], category=category),))
+    ds = report(Reading(readings.algorithm(), readings.STARTED, (), (left,)), [volume], context)
+    for group in groups_of(ds):
+        [side] = named(group, codes.LATERALITY)
+        assert code_of(side, "ConceptCodeSequence") == codes.LEFT
+
+
 def test_remarks_are_comments_of_the_report(tmp_path: Path) -> None:
     volume, context = film(tmp_path)
     ds = report(replace(readings.film_reading(volume), remarks=("Unlike the training films.",)), [volume], context)
     assert [item.TextValue for item in named(ds, codes.COMMENT)] == ["Unlike the training films."]
+
+
+def test_what_is_said_of_another_frame_or_slice_is_another_thing(tmp_path: Path) -> None:
+    run = phantom.film(phantom.body()[4:6], NumberOfFrames=2)
+    for name, files in (("film", [run]), ("slices", phantom.stack(phantom.body()[4:6]))):
+        paths = phantom.save(files, tmp_path / name)
+        volumes = load(paths, 2)
+        found = tuple(readings.finding(volume) for volume in volumes)
+        ds = report(Reading(readings.algorithm(), readings.STARTED, found), volumes, readings.context(paths))
+        assert len(tracking_uids(groups_of(ds))) == len(volumes) == 2
 
 
 def test_nobody_has_verified_it(tmp_path: Path) -> None:

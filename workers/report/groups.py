@@ -209,7 +209,7 @@ def _common(run: Run, segment: Segment, volume: Volume) -> dict[str, Any]:
 
 def _sites(segment: Segment) -> list[sr.FindingSite] | None:
     """An anatomical structure is its own site; its modifier is a laterality or another topographical one."""
-    if segment.category.value != codes.ANATOMICAL_STRUCTURE.value:
+    if segment.category.value not in codes.STRUCTURES:
         return None
     modifier = segment.type_modifier
     if modifier is None:

@@ -73,8 +73,11 @@ class Run:
         return uids.derive_uid(*parts)
 
     def tracking_uid(self, label: str, volume: Volume) -> str:
-        """Return the Tracking UID of one finding or segment: the same when the series, or the film, is read again."""
-        where = volume.sources[0].sop_instance_uid if volume.is_projection else ""
+        """Return the Tracking UID of one finding or segment: the same when the volume, or the one image, is read again.
+
+        What is said of another image, or another frame, is another thing: viewers merge what has the same UID.
+        """
+        where = "" if len(volume.sources) > 1 else _place(volume.sources[0])
         name = self.reading.algorithm.name
         return uids.derive_uid("tracking", self.study_instance_uid, self.series_instance_uid, where, name, label)
 
@@ -211,6 +214,10 @@ def _file_meta(ds: Dataset) -> FileMetaDataset:
     meta.ImplementationClassUID = UID(uids.IMPLEMENTATION_CLASS_UID)
     meta.ImplementationVersionName = uids.IMPLEMENTATION_VERSION_NAME
     return meta
+
+
+def _place(source: Source) -> str:
+    return f"{source.sop_instance_uid} {source.frame_number or ''}".rstrip()
 
 
 def _our_texts(reading: Reading) -> Iterable[str]:

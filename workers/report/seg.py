@@ -148,7 +148,15 @@ def on_frames(
 
 
 def require_place(headers: Iterable[Dataset], volume: Volume) -> None:
-    """Refuse images whose SEG or map would have no Frame of Reference, or two frames at one place (PS3.3 §C.8.20)."""
+    """Refuse images whose SEG or map would have no Frame of Reference, or two frames at one place (PS3.3 §C.8.20).
+
+    And a volume of several multi-frame objects: the frames of ours would have to name frames of each.
+    """
+    headers = list(headers)
+    if len(headers) > 1 and any("PerFrameFunctionalGroupsSequence" in header for header in headers):
+        raise Unsuitable(
+            f"its slices lie in {len(headers)} multi-frame objects; a Segmentation is made of the frames of one"
+        )
     for header in headers:
         if volume.is_projection:
             if header.SOPClassUID in CROSS_SECTIONS:
