@@ -64,9 +64,12 @@ class Bundle(BaseModel):
         """SHA-256 over every file that decides what the bundle says: configs, scripts, weights, and any other code."""
         return _digest(self.folder)
 
-    @property
+    @cached_property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights alone, as it is written into every object; of shards, over the index and each."""
+        """SHA-256 of the weights alone, as it is written into every object; of shards, over the index and each.
+
+        Read once: a file that is exchanged afterwards is not what a warm network says.
+        """
         total = hashlib.sha256()
         for path in weights.files(weights_path(self.folder)):
             total.update(path.read_bytes())

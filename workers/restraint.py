@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from node.bundles import Bounds, Bundle, GuardEntry
-from node.errors import Unsuitable
+from node.errors import BundleError, Unsuitable
 from node.findings import Declined, Volume
 from node.route import matching
 from node.study import AttributeValue, read_instance
@@ -89,7 +89,12 @@ def _load(bundle_folder: str, digest: str) -> Guard:
     from node.bundles import load
     from workers.predict.guard import Guard
 
-    return Guard(load(Path(bundle_folder)))
+    found = load(Path(bundle_folder))
+    if found.digest != digest:  # a network that is warm already says nothing of the guard's file
+        raise BundleError(
+            f"Bundle {found.title} has changed while it was in use. Its guard was not loaded; restore it."
+        )
+    return Guard(found)
 
 
 def _warm(bundle: Bundle) -> Guard:

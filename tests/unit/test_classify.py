@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.unit.phantom import body, classifier, film, save, stack
 from workers.load.series import load
 from workers.predict.classify import findings
 from workers.predict.network import Network
-from workers.predict.reading import read
+from workers.predict.reading import DECIDED, read
 
 BRIGHT = np.pad(np.full((30, 30), 4000, np.uint16), 2)
 
@@ -71,3 +72,28 @@ def test_the_algorithm_is_named_with_threshold_and_weights(tmp_path: Path) -> No
     assert (named.name, named.version, named.label, named.manufacturer) == ("phantom", "1.0.0", "Phantom", "wetread")
     assert named.parameters == ("threshold=0.5", f"weights_sha256={bundle.weights_sha256}")
     assert named.device_uid == bundle.device_uid
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_model_that_decides_has_no_probabilities_and_the_report_says_so(nested: bool, tmp_path: Path) -> None:
+    after = [
+        {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
+        {"_target_": "AsDiscreted", "keys": "pred", "threshold": 0.5},
+    ]
+    steps = after if not nested else [{"_target_": "Compose", "transforms": after}]
+    bundle = classifier(tmp_path / "phantom", postprocessing={"_target_": "Compose", "transforms": steps})
+    [volume] = load(save([film(BRIGHT)], tmp_path / "in"), 2)
+    reading = read(Network(bundle, "cpu", bundle.digest), [volume], bundle, to_datetime(0))
+    [found] = reading.findings
+    assert (found.probability, found.present, found.calibrated) == (1.0, True, False)
+    assert reading.remarks == (DECIDED,)
+
+
+def test_weights_that_were_exchanged_on_disk_are_not_named_for_a_warm_network(tmp_path: Path) -> None:
+    bundle = classifier(tmp_path / "phantom")
+    [volume] = load(save([film(BRIGHT)], tmp_path / "in"), 2)
+    before = (bundle.folder / "models" / "model.pt").read_bytes()
+    network = Network(bundle, "cpu", bundle.digest)
+    (bundle.folder / "models" / "model.pt").write_bytes(b"others")
+    named = read(network, [volume], bundle, to_datetime(0)).algorithm
+    assert named.weights_sha256 == hashlib.sha256(before).hexdigest()

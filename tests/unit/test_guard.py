@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import Dataset
+from safetensors.torch import load_file, save_file
 
 from node import bundles
 from node.bundles import Bundle
@@ -20,6 +22,7 @@ from node.findings import Source, Volume
 from node.simulate.phantoms import chest_film
 from tests.unit.phantom import film, save, segmenter, stack
 from tests.unit.test_pipeline import request
+from workers import restraint
 from workers.pipeline import Outcome, read
 from workers.predict.guard import Guard
 from workers.predict.likeness import SIDE, STATISTICS, small_copy, statistics
@@ -95,6 +98,16 @@ def test_the_guard_is_in_the_digest_and_a_broken_one_is_told(fitted: Bundle, tmp
     )
     assert bundles.load(bundle.folder).digest != before
     assert Guard(bundle)
+
+
+def test_a_guard_that_was_exchanged_under_a_warm_network_is_not_loaded(fitted: Bundle, tmp_path: Path) -> None:
+    copied = bundles.load(Path(shutil.copytree(fitted.folder, tmp_path / "bundle")))
+    assert copied.digest
+    path = copied.folder / "models" / "guard.safetensors"
+    state = load_file(path)
+    save_file(state | {"limit": state["limit"] * 9}, path)
+    with pytest.raises(BundleError, match="has changed while it was in use"):
+        restraint.declined([], [shown(disk(np.random.default_rng(3)))], copied)
 
 
 def test_a_foreign_film_is_not_suitable_in_words_and_with_its_score(fitted: Bundle, tmp_path: Path) -> None:

@@ -107,15 +107,16 @@ def replace_files(steps: Any) -> None:
         replace_files(step)
 
 
-def keys(steps: Any) -> tuple[str, ...]:
+def keys(before: Any) -> tuple[str, ...]:
     """Return the keys under which a bundle's preprocessing loads its images, in order; `image` where it says none."""
-    return tuple(dict.fromkeys(str(key) for step in _all(steps) for key in step.keys)) or (IMAGE,)
+    found = [step for step in steps(before) if isinstance(step, Loaded)]
+    return tuple(dict.fromkeys(str(key) for step in found for key in step.keys)) or (IMAGE,)
 
 
-def _all(steps: Any) -> list[Loaded]:
-    if isinstance(steps, Loaded):
-        return [steps]
-    return [found for step in getattr(steps, "transforms", ()) for found in _all(step)]
+def steps(chain: Any) -> list[Any]:
+    """Return the transforms of a chain, one after the other, those of chains within it among them."""
+    inner = getattr(chain, "transforms", None)
+    return [chain] if inner is None else [found for step in inner for found in steps(step)]
 
 
 def _replaced(step: Any) -> Loaded:

@@ -72,6 +72,7 @@ class Network:
         self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
         self._leaves_alone = quicken(self._before, self._after)
         self._keys = loaded.keys(self._before)
+        _ = bundle.weights_sha256  # noted now: reports name what is loaded here, whatever lies there later
         self._network = weights.load(parts.get("network_def"), bundle, self._device)
         self._runner = Runner(self._network, self._device, runtime, bundle.title)
 
@@ -187,6 +188,11 @@ class Network:
                 raise Transient(f"{self._title} could not run on {self._device}: {told}") from error
             except Exception as error:  # a bundle's transforms are its author's code
                 raise Permanent(self._explain(error, volume)) from error
+
+    @property
+    def decides(self) -> bool:
+        """Whether the postprocessing leaves decisions, 0 or 1, of what the network said (`AsDiscreted`)."""
+        return any(type(step).__name__ == "AsDiscreted" for step in loaded.steps(self._after))
 
     @property
     def runtime(self) -> str:

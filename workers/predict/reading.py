@@ -15,6 +15,8 @@ from workers.predict.classify import findings
 from workers.predict.network import Network
 from workers.predict.segment import segmentation
 
+DECIDED = "The model answers with yes or no: 100 % and 0 % are its decisions, not how sure it is."
+
 
 def read(network: Network, volumes: Sequence[Volume], bundle: Bundle, started: datetime) -> Reading:
     """Read each of `volumes` and return what the bundle says about all of them.
@@ -25,12 +27,16 @@ def read(network: Network, volumes: Sequence[Volume], bundle: Bundle, started: d
     remarks = tuple(remark for volume in volumes for remark in volume.remarks)
     made = Reading(algorithm(bundle), started, remarks=remarks)
     if bundle.dicom.kind == "classification":
-        return replace(made, findings=tuple(f for volume in volumes for f in _findings(network, volume, bundle)))
+        told = tuple(f for volume in volumes for f in _findings(network, volume, bundle))
+        if network.decides:
+            made = replace(made, remarks=(*remarks, DECIDED))
+            told = tuple(replace(finding, calibrated=False) for finding in told)
+        return replace(made, findings=told)
     if bundle.dicom.kind == "segmentation":
         return replace(made, segmentations=tuple(_segmentation(network, volume, bundle) for volume in volumes))
     for volume in volumes:
-        found, told = _detections(network, volume, bundle)
-        made = replace(made, detections=(*made.detections, *found), remarks=(*made.remarks, *told))
+        found, more = _detections(network, volume, bundle)
+        made = replace(made, detections=(*made.detections, *found), remarks=(*made.remarks, *more))
     return made
 
 
