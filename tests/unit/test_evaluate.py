@@ -17,6 +17,7 @@ from PIL import Image
 from node import bundles, cli, cli_child, trust
 from node.errors import Permanent
 from tests.unit.phantom import body, classifier, save, segmenter, stack
+from workers.evaluate import manifest
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -141,15 +142,35 @@ def test_masks_are_measured_on_dicom_and_nifti(tmp_path: Path, run_here: Any) ->
     assert (tmp_path / "out" / "worst.png").read_bytes().startswith(_PNG)
 
 
+def test_an_image_that_cannot_be_read_does_not_end_the_others(
+    tmp_path: Path, run_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier(tmp_path / "models" / "bright")
+    films(tmp_path, {"a": 0.1, "b": 0.9})
+    (tmp_path / "gone.dcm").touch()
+    exists = manifest.load
+
+    def went_away(*asked: Any) -> Any:
+        cases = exists(*asked)
+        (tmp_path / "gone.dcm").unlink()
+        return cases
+
+    monkeypatch.setattr(manifest, "load", went_away)
+    assert run_here("bright", "image,label\na.png,0\ngone.dcm,1\nb.png,1\n")[0] == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [one["reason"] for one in found["not_read"]] == ["it cannot be read: No such file or directory"]
+    assert found["cohorts"]["all"]["images"] == 2
+
+
 def test_a_wrong_manifest_ends_with_2_and_the_line(tmp_path: Path, run: Any) -> None:
     classifier(tmp_path / "models" / "bright")
     films(tmp_path, {"a": 0.1})
-    for manifest, told in (
+    for rows, told in (
         ("image,label\na.png,0\nb.png,1\n", r'manifest\.csv:3: image "b\.png" does not exist'),
         ("image,label\na.png,fracture\n", r'manifest\.csv:2: label "fracture" is unknown to bright'),
         ("", r"manifest\.csv:1: it is empty"),
     ):
-        status, _, err = run("bright", manifest)
+        status, _, err = run("bright", rows)
         assert status == 2
         assert re.search(told, err), err
     assert not (tmp_path / "out").exists()

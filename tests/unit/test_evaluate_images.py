@@ -137,6 +137,17 @@ def test_masks_that_do_not_belong(tmp_path: Path, bundle: Bundle) -> None:
         mask(tmp_path / "m.png", image, bundle)
 
 
+def test_a_palette_colors_a_mask_and_says_nothing(tmp_path: Path) -> None:
+    bundle = segmenter(tmp_path / "phantom", dimensions=2)
+    labels = np.zeros((20, 16), np.uint8)
+    labels[3:6, 2:9], labels[9:12, 2:9] = 1, 2
+    colored = Image.fromarray(labels, mode="P")
+    colored.putpalette([0, 0, 0, 230, 96, 77, 77, 157, 230])
+    colored.save(tmp_path / "m.png")
+    Image.fromarray((body()[5] // 4).astype(np.uint8)).save(tmp_path / "a.png")
+    assert np.array_equal(mask(tmp_path / "m.png", volume(tmp_path / "a.png", 2), bundle)[0], labels)
+
+
 def test_one_segment_takes_any_one_value(tmp_path: Path) -> None:
     two = segmenter(tmp_path / "phantom", dimensions=2)
     one = two.model_copy(update={"dicom": two.dicom.model_copy(update={"segment": two.dicom.segment[:1]})})

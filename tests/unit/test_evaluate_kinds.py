@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +15,10 @@ from node.clock import to_datetime
 from node.errors import Permanent, Unsuitable
 from tests.unit import zoo
 from tests.unit.phantom import body, save, stack
-from workers.evaluate import images, manifest
+from tests.unit.test_slices import photograph
+from workers.evaluate import images, manifest, plots
 from workers.evaluate.overlap import flat
-from workers.evaluate.scoring import compare, score
+from workers.evaluate.scoring import Score, compare, score
 from workers.predict.network import Network
 
 
@@ -52,6 +55,17 @@ def test_color_pictures_are_read_in_color_and_channels_from_one_folder(tmp_path:
     assert len(images.volume_for(tmp_path / "study", bundle).channels) == 2
     with pytest.raises(Unsuitable, match=r"holds 0 studies that zoo 1\.0\.0 reads: channel"):
         images.volume_for(tmp_path / "study" / "T1", bundle)
+
+
+def test_the_worst_cases_of_color_are_shown(tmp_path: Path) -> None:
+    bundle = zoo.colored(tmp_path / "color")
+    red = np.random.default_rng(1).integers(0, 9, (6, 8, 3)).astype(np.uint8)
+    red[..., 0] = 250
+    [file] = save([photograph(red)], tmp_path)
+    wrong = Score(manifest.Case(1, "red", file, (False,), "p", "all"), probabilities=(0.9,))
+    shown = plots.classification([wrong], bundle, 1)["worst.png"]
+    assert shown != plots._films([replace(wrong, case=replace(wrong.case, image=tmp_path / "gone"))], 0, bundle)
+    assert np.asarray(Image.open(io.BytesIO(shown)).convert("L")).std() > 10
 
 
 def test_a_detector_is_not_measured(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from node import bundles, cli, trust
 from node.bundles import Bundle
 from node.errors import BundleError, ConfigError, Permanent
 from tests.unit.phantom import classifier
+from workers.evaluate import manifest
 from workers.train import card, datalist
 from workers.train.request import Request
 from workers.train.run import train
@@ -151,6 +152,21 @@ def test_patients_stay_in_one_part(bundle: Bundle, data: Path) -> None:
     assert sum(map(len, people.values())) == 30
     assert all(people[part] for part in datalist.PARTS)
     assert sum(len(cases) for cases in lists.values()) == 60
+
+
+def test_every_finding_of_a_manifest_is_in_lists_and_test(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    first = bundle.dicom.finding[0]
+    second = first.model_copy(update={"output": 1, "label": "Round"})
+    both = bundle.model_copy(update={"dicom": bundle.dicom.model_copy(update={"finding": [first, second]})})
+    lines = [f"{number}.png,{label}" for number, label in enumerate(("Bright", "Round", "Bright;Round", "0") * 15)]
+    (data / "manifest.csv").write_text("image,label\n" + "\n".join(lines) + "\n")
+    lists = datalist.load(data, both)
+    cases = [case for part in datalist.PARTS for case in lists[part]]
+    expected = {0: [1, 0], 1: [0, 1], 2: [1, 1], 3: [0, 0]}
+    assert all(case["label"] == expected[int(case["image"].removesuffix(".png")) % 4] for case in cases)
+    datalist.write_manifest(tmp_path / "test.csv", cases, data, both)
+    read = manifest.load(tmp_path / "test.csv", both)
+    assert [list(case.truth) for case in read] == [[bool(there) for there in case["label"]] for case in cases]
 
 
 def test_lists_that_are_wrong(bundle: Bundle, tmp_path: Path) -> None:

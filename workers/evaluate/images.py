@@ -29,6 +29,8 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NIFTI = (".nii", ".nii.gz")
 _DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "F")
+_LABELS = (*_DEEP_GREY, "P")
+"""Of a mask with a palette the numbers are the labels; its colors are for people."""
 SAME_GRID = 0.05
 """How far, in voxels, the corners of a mask may lie from those of its image."""
 
@@ -117,11 +119,11 @@ def _picture(path: Path) -> Volume:
     return Volume(pixels, film_affine(None), (Source(path.name),), None, "OT", is_projection=True)
 
 
-def _grey(path: Path) -> NDArray[Any]:
-    """(row, column); 16-bit grey as it is, all else as 8-bit grey."""
+def _grey(path: Path, as_they_are: tuple[str, ...] = _DEEP_GREY) -> NDArray[Any]:
+    """(row, column); of the modes `as_they_are` the values themselves, all else as 8-bit grey."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
-            return np.asarray(picture if picture.mode in _DEEP_GREY else picture.convert("L"))
+            return np.asarray(picture if picture.mode in as_they_are else picture.convert("L"))
     except Exception as error:  # Pillow raises many kinds on broken and on oversized files
         raise Unsuitable(f"{path.name} cannot be read as a picture ({type(error).__name__})") from None
 
@@ -187,7 +189,7 @@ def mask(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.uint8]:
     cannot be read, lies on another grid, or has values that the bundle has no segment for.
     """
     try:
-        labels = _grey(path)[np.newaxis] if path.suffix.lower() == ".png" else _aligned(path, image)
+        labels = _grey(path, _LABELS)[np.newaxis] if path.suffix.lower() == ".png" else _aligned(path, image)
     except Unsuitable as error:
         raise MaskError(str(error)) from None
     if labels.shape != image.pixels.shape:

@@ -118,8 +118,8 @@ def _films(shown: Sequence[Score], output: int, bundle: Bundle) -> bytes:
         there = isinstance(score.case.truth, tuple) and score.case.truth[output]
         told = f"said {score.probabilities[output]:.2f}, {'present' if there else 'absent'}\n{_short(score.case.name)}"
         try:
-            volume = images.volume(score.case.image, bundle.dicom.dimensions)
-        except Unsuitable:  # read a moment ago; the file went away
+            volume = images.volume_for(score.case.image, bundle)
+        except (Unsuitable, OSError):  # read a moment ago; the file went away
             continue
         _slice(axis, volume, len(volume.pixels) // 2, told)
     return _png(figure)

@@ -52,8 +52,9 @@ def _scores(
         tell({"image": case.name, "done": done})
         try:
             scores.append(score(case, network, bundle, started, request.manifest))
-        except Unsuitable as error:
-            not_read.append({"image": case.name, "line": case.line, "cohort": case.cohort, "reason": str(error)})
+        except (Unsuitable, OSError) as error:
+            told = str(error) if isinstance(error, Unsuitable) else f"it cannot be read: {error.strerror or error}"
+            not_read.append({"image": case.name, "line": case.line, "cohort": case.cohort, "reason": told})
     if not scores:
         raise Unsuitable(f"None of {len(cases)} images was read by {bundle.title}. The first: {not_read[0]['reason']}.")
     return scores, not_read

@@ -38,7 +38,7 @@ def calibrate(out: Path, cases: Sequence[Mapping[str, Any]], data: Path, now: fl
     if len(bundle.dicom.finding) != 1:
         return {}
     has_temperature = _set_temperature(out, 1.0)
-    datalist.write_manifest(out / _LIST, cases, data)
+    datalist.write_manifest(out / _LIST, cases, data, bundle)
     truth, probability = _read(bundles.load(out), out, now, tell)
     if len(np.unique(truth)) < 2:
         _set_temperature(out, _temperature(bundle))

@@ -52,15 +52,22 @@ def _split(cases: Sequence[manifest.Case], data: Path) -> Lists:
     part_of: Callable[[str], str] = _script().part_of
     found: Lists = {part: [] for part in PARTS}
     for case in cases:
-        label = int(case.truth[0]) if isinstance(case.truth, tuple) else os.path.relpath(case.truth, data)
         row = {
             "image": os.path.relpath(case.image, data),
-            "label": label,
+            "label": _label(case, data),
             "patient": case.patient,
             "cohort": case.cohort,
         }
         found[part_of(case.patient)].append(row)
     return found
+
+
+def _label(case: manifest.Case, data: Path) -> int | list[int] | str:
+    """0 or 1, of several findings one for each; or the path of the mask."""
+    if isinstance(case.truth, Path):
+        return os.path.relpath(case.truth, data)
+    there = [int(present) for present in case.truth]
+    return there[0] if len(there) == 1 else there
 
 
 def _public(data: Path, bundle: Bundle) -> Lists:
@@ -86,13 +93,21 @@ def _script() -> Any:
     return module
 
 
-def write_manifest(path: Path, cases: Sequence[Mapping[str, Any]], data: Path) -> None:
+def write_manifest(path: Path, cases: Sequence[Mapping[str, Any]], data: Path, bundle: Bundle) -> None:
     """Write `cases` as a manifest for `wetread evaluate`, with absolute paths."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(("image", "label", "patient", "cohort"))
         for case in cases:
-            label = case["label"] if isinstance(case["label"], int) else (data / str(case["label"])).resolve()
+            label = _told(case["label"], data, bundle)
             image = (data / str(case["image"])).resolve()
             cohort = str(case.get("cohort", "test"))
             table.writerow((image, label, case.get("patient", image), "test" if cohort == manifest.ALL else cohort))
+
+
+def _told(label: Any, data: Path, bundle: Bundle) -> Any:
+    """A label of a data list as a manifest has it."""
+    if isinstance(label, list):
+        there = [entry.label for entry, present in zip(bundle.dicom.finding, label, strict=False) if present]
+        return ";".join(there) or 0
+    return (data / str(label)).resolve() if bundle.dicom.segment else label

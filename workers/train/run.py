@@ -42,7 +42,7 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
     out = Path(request.out)
     _copy(bundle, out, request)
     (out / _LIST).write_text(json.dumps(lists, indent=1) + "\n", encoding="utf-8")
-    datalist.write_manifest(out / "test.csv", lists.get("test", []), Path(request.data))
+    datalist.write_manifest(out / "test.csv", lists.get("test", []), Path(request.data), bundle)
     _files(request, bundle, out)
     if request.processes > 1:
         together.launch(request, tell)
