@@ -27,3 +27,11 @@ def to_iso(seconds: float | None) -> str | None:
 def from_iso(text: str) -> float:
     """Return the seconds since the epoch that ISO 8601 `text` means; raises `ValueError`."""
     return datetime.fromisoformat(text).timestamp()
+
+
+def pause(first_s: float, failures: int, longest_s: float) -> float:
+    """Return how long to wait after `failures` in a row: `first_s` after one, twice as long after each more.
+
+    Never more than `longest_s`, however many there were: 1,024 doublings are more than a float holds.
+    """
+    return min(first_s * 2.0 ** min(failures - 1, 64), longest_s)

@@ -96,7 +96,7 @@ class Loop:
                 failures += 1
                 log.exception("Stage %s failed; it goes on.", self._name, extra={"action": "tick_failed"})
                 self._failed(f"unexpected {type(error).__name__}", failures, logged=True)
-            self._stop.wait(min(self._period * 2**failures, MAX_PAUSE_S) if failures else self._period)
+            self._stop.wait(clock.pause(self._period, failures + 1, MAX_PAUSE_S) if failures else self._period)
 
     def _failed(self, why: str, failures: int, logged: bool = False) -> None:
         self._health.bad(self._name, why)

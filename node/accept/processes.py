@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from node import clock
 from node.accept.association import AssociationRequest, Identity
 from node.accept.channel import Channel, in_memory
 from node.accept.places import Places
@@ -245,7 +246,7 @@ class Processes:
 
     def _pause_s(self) -> float:
         """How long to wait before the next start: not at all after the first failure, then longer and longer."""
-        return min(2.0 ** (self._failures - 2), LONGEST_PAUSE_S) if self._failures > 1 else 0.0
+        return clock.pause(1.0, self._failures - 1, LONGEST_PAUSE_S) if self._failures > 1 else 0.0
 
     def _recover(self) -> None:
         """Lay out and register what a dead process had acknowledged; tried again until it works."""

@@ -15,6 +15,8 @@ import pytest
 from dicomweb_client.api import DICOMwebClient
 from pydicom.data import get_testdata_file
 
+from node import daemon
+from node.accept.processes import LONGEST_PAUSE_S, Processes
 from node.daemon import Loop, Node, Pace
 from node.errors import DatabaseUnavailable, Permanent
 from node.settings import load_routes, load_settings
@@ -139,6 +141,30 @@ def test_an_unexpected_error_in_a_stage_does_not_end_its_loop() -> None:
         wait_for(lambda: health.stages()["settle"] == "")
     finally:
         loop.stop()
+
+
+def test_a_stage_outlives_a_night_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every 30 s one: after nine hours their number is more than a float can be doubled."""
+    monkeypatch.setattr(daemon, "MAX_PAUSE_S", 0.0001)
+    health, calls = Health(), []
+
+    def tick() -> None:
+        calls.append(1)
+        if len(calls) < 1200:
+            raise DatabaseUnavailable("away")
+
+    loop = Loop("assemble", 0.2, tick, health)
+    try:
+        wait_for(lambda: health.stages().get("assemble") == "", timeout=60.0)
+    finally:
+        loop.stop()
+
+
+@pytest.mark.parametrize("failures", [1100, 10**6])
+def test_a_listener_process_is_started_again_however_often_it_died(failures: int) -> None:
+    processes = Processes.__new__(Processes)
+    processes._failures = failures
+    assert processes._pause_s() == LONGEST_PAUSE_S
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
