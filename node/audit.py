@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator
 from enum import Enum, IntEnum
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -81,13 +82,18 @@ class Audit:
             os.close(file)
 
 
-def read(path: Path) -> list[dict[str, Any] | None]:
-    """Return the lines of the trail at `path`, None for what is none; [] where there is no trail.
+def read(path: Path, only: AuditEvent | None = None) -> Iterator[dict[str, Any] | None]:
+    """Yield the lines of the trail at `path`, None for what is none; nothing where there is no trail.
 
-    A last line that a crash cut off was never written.
+    With `only`, lines that do not name this event are passed over, unparsed: a trail of years has millions. Never more
+    than one line is held. A last line that a crash cut off was never written.
     """
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    return [_parse(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as trail:
+        for line in trail:
+            if line.endswith("\n") and (only is None or f'"{only.value[0]}"' in line):
+                yield _parse(line)
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -72,10 +72,11 @@ def complete(db: Database, trail: Audit, path: Path, now: float) -> int:
 
     Only what happened since the trail's first line: an older part may have been moved away.
     """
-    lines = [line for line in audit.read(path) if line is not None]
-    if not lines:
+    first = next(filter(None, audit.read(path)), None)
+    if first is None:
         return 0
-    missing = transfers(db, clock.from_iso(str(lines[0]["time"])), now, Told.of(lines))
+    told = Told.of(filter(None, audit.read(path, only=AuditEvent.INSTANCES_TRANSFERRED)))
+    missing = transfers(db, clock.from_iso(str(first["time"])), now, told)
     for transfer in missing:
         note(trail, transfer, reason="the line was lost when a process ended")
     return len(missing)

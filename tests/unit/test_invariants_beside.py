@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from node.audit import Audit, AuditEvent, Outcome
 from node.store import deliveries, invariants, jobs, transfers
 from node.store.db import Database
 from node.store.invariants import Beside
+from node.store.invariants.trail import check as check_trail
 from node.store.studies import settle
 from tests.unit.headers import header
 from tests.unit.test_invariants import NOW, OLD, Ward
@@ -101,6 +103,25 @@ def test_i10_every_study_in_and_out_has_its_line(ward: Ward, tmp_path: Path) -> 
     assert says(ward, beside, later) == []
     assert transfers.complete(ward.db, trail, path, later) == 0
     assert [json.loads(line).get("destination") for line in path.read_text().splitlines()] == [None, None, "pacs"]
+
+
+def test_a_trail_of_years_is_no_load_for_a_start(ward: Ward, tmp_path: Path) -> None:
+    """An archive that asks by C-ECHO whether we are there writes a line every few seconds."""
+    path = tmp_path / "audit.log"
+    trail = Audit(path, now=lambda: OLD - 60)
+    trail.write(AuditEvent.ASSOCIATION_ACCEPTED, Outcome.SUCCESS, peer="archive", calling_ae="ARCHIVE")
+    with path.open("ab") as file:
+        file.write(path.read_bytes() * 20_000)
+    trail.write(AuditEvent.INSTANCES_TRANSFERRED, Outcome.SUCCESS, study_instance_uid=ward.uid, count=1)
+    transfers.complete(ward.db, trail, path, OLD)  # whatever is imported by the way
+    tracemalloc.start()
+    try:
+        transfers.complete(ward.db, trail, path, OLD)
+        assert not list(check_trail(ward.db, Beside(trails=(path,)), OLD))
+        assert tracemalloc.get_traced_memory()[1] < path.stat().st_size / 10
+    finally:
+        tracemalloc.stop()
+        trail.close()
 
 
 def test_i10_what_the_log_says_was_turned_away_is_in_the_trail(ward: Ward, tmp_path: Path) -> None:

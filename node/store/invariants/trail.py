@@ -14,25 +14,28 @@ from node.store.transfers import Told, transfers
 
 GRACE_S = 3600.0
 """A line about a study is written when its association ends."""
+_HELD_AGAINST = (AuditEvent.INSTANCES_TRANSFERRED.value[0], AuditEvent.ASSOCIATION_REJECTED.value[0])
 _REMEDY = "Start the node again: it adds what a killed process could not write."
 
 
 def check(db: Database, beside: Beside, now: float) -> Iterator[Finding]:
     """Yield studies without their line, rejections without theirs, and lines that are none."""
-    lines: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []  # the few that are held against something; associations are millions
+    since = ""
     for path in beside.trails:
         for number, line in enumerate(audit.read(path), start=1):
             if line is None:
                 yield Finding(
                     "I10", f"{path}:{number}", "it is no line of an audit trail", "See who else writes there."
                 )
-            else:
+                continue
+            since = min(since or str(line["time"]), str(line["time"]))
+            if line["event"] in _HELD_AGAINST:
                 lines.append(line)
-    if not lines:
+    if not since:
         return
     grace = GRACE_S if beside.drained_s is None else beside.drained_s
-    since = clock.from_iso(min(str(line["time"]) for line in lines))
-    for transfer in transfers(db, since, now - grace, Told.of(lines)):
+    for transfer in transfers(db, clock.from_iso(since), now - grace, Told.of(lines)):
         yield Finding("I10", f"study {transfer.study_instance_uid}", f"{transfer.what} has no audit line", _REMEDY)
     yield from _rejections(beside, lines)
 
