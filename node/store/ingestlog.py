@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import resource
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ LARGEST = 8 * 2**20
 LONGEST_S = 10.0
 """How long a segment takes records; then its files are synced and it goes, however little it holds."""
 _LOOK_S = 0.5
+_REPLAYED_AT_ONCE = 32
+"""Log files that are open together while they are laid out again."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,11 @@ class Entry:
 class IngestLog:
     """The log of one listener in the spool's folder `log`."""
 
-    def __init__(self, spool: Spool, segment: int = SEGMENT, longest_s: float = LONGEST_S) -> None:
+    def __init__(
+        self, spool: Spool, segment: int = SEGMENT, longest_s: float = LONGEST_S, most: int | None = None
+    ) -> None:
         self.spool, self._size, self._longest_s = spool, segment, longest_s
+        self._most = most or _most_segments()
         self._folder = _folder(spool)
         self._current: Segment | None = None
         self._since = 0.0
@@ -115,6 +122,8 @@ class IngestLog:
         current = self._current
         if current is None or current.is_broken or current.end + size > current.size:
             self._rotate()
+            if len(self._full) >= self._most:
+                raise NoRoom(f"{self._most} files of the ingest log wait for the index; nothing was kept.")
             current = self._current = Segment(self._folder, self._size)
             self._since = time.monotonic()
         return current
@@ -136,10 +145,14 @@ class IngestLog:
 
     def _run(self) -> None:
         while not self._stopping.wait(_LOOK_S):
-            with self._lock:
-                if self._current is not None and time.monotonic() - self._since > self._longest_s:
-                    self._rotate()
+            self._rotate_aged()
             self._remove_settled()
+
+    def _rotate_aged(self) -> None:
+        """Let an old segment go, unless one before it still waits: while the database is away they would only pile up."""
+        with self._lock:
+            if self._current is not None and not self._full and time.monotonic() - self._since > self._longest_s:
+                self._rotate()
 
     def _remove_settled(self) -> None:
         """Sync, once for all of them, the files of segments that are done, and only then take the segments away."""
@@ -170,28 +183,35 @@ class IngestLog:
 
 def replay(spool: Spool) -> int:
     """Lay out what killed listeners left in their logs, durably; return how many instances. Raises `NoRoom`."""
-    folder, count = _folder(spool), 0
+    paths, count = sorted(_folder(spool).iterdir()), 0
     sync_all = Syncer(spool.root)
     with ExitStack() as stack:
         stack.callback(sync_all.close)
+        for start in range(0, len(paths), _REPLAYED_AT_ONCE):
+            count += _replay(spool, sync_all, paths[start : start + _REPLAYED_AT_ONCE])
+    if count:
+        extra = {"action": "log_replayed", "count": count}
+        log.info("%d instances were laid out again from the ingest log.", count, extra=extra)
+    return count
+
+
+def _replay(spool: Spool, sync_all: Syncer, paths: Sequence[Path]) -> int:
+    """Lay out some logs. Files are written anew: what the kernel shows of one whose sync failed may not be on disk."""
+    with ExitStack() as stack:
         replayed, names = [], []
-        for path in sorted(folder.iterdir()):
+        for path in paths:
             descriptor = stack.enter_context(segments.abandoned(path))
             if descriptor is None:
                 continue
             replayed.append(path)
             for piece in segments.pieces(descriptor):
-                lay_out(spool, piece)
+                lay_out(spool, piece, anew=True)
                 names.append(spool.instance_name(piece.sha256))
-                count += 1
         if replayed:
             _sync_or_refuse(sync_all, names)
         for path in replayed:
             path.unlink()
-    if count:
-        extra = {"action": "log_replayed", "count": count}
-        log.info("%d instances were laid out again from the ingest log.", count, extra=extra)
-    return count
+        return len(names)
 
 
 def logged(spool: Spool) -> set[str]:
@@ -215,6 +235,12 @@ def _folder(spool: Spool) -> Path:
         folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
         fsync_folder(spool.root)
     return folder
+
+
+def _most_segments() -> int:
+    """Return how many log files may be open: half of what this process may open, so that it goes on with all else."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if soft == resource.RLIM_INFINITY else max(min(soft // 2, 4096), 16)
 
 
 def _sync_or_refuse(sync_all: Syncer, names: list[str]) -> None:

@@ -26,14 +26,14 @@ class Piece:
     sha256: str
 
 
-def lay_out(spool: Spool, piece: Piece) -> None:
+def lay_out(spool: Spool, piece: Piece, anew: bool = False) -> None:
     """Copy an instance that is durable elsewhere to its place, without a sync; raises `NoRoom`.
 
-    A file with the same data set that is there already stays.
+    A file with the same data set that is there already stays, unless it is to be written `anew`.
     """
     final = f"{spool.root}/{spool.instance_name(piece.sha256)}"  # text: a Path costs as much as a system call
     try:
-        if not (_holds(final, piece) and touched(Path(final))):
+        if anew or not (_holds(final, piece) and touched(Path(final))):
             _copy(spool, piece, final)
     except OSError as error:
         raise NoRoom(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -198,6 +199,70 @@ def test_a_small_load_does_not_keep_a_segment_for_ever(spool: Spool) -> None:
         threading.Event().wait(0.1)
     assert not logs(spool)
     assert log.close()
+
+
+def test_a_small_load_fills_no_disk_while_the_database_is_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A segment is 64 MB and a descriptor; one every ten seconds would be 23 GB in an hour."""
+    monkeypatch.setattr(ingestlog, "_LOOK_S", 0.01)
+    log = IngestLog(spool, longest_s=0.01)
+    entries = []
+    for _ in range(20):
+        entries.append(log.append(META, os.urandom(100)))  # nobody lays them out
+        threading.Event().wait(0.05)
+    assert len(logs(spool)) <= 2
+    for entry in entries:
+        entry.lay_out()
+    assert log.close()
+
+
+def test_a_log_takes_no_more_files_than_the_process_can_hold_open(spool: Spool) -> None:
+    log = IngestLog(spool, segment=4096, most=3)
+    entries: list[ingestlog.Entry] = []
+    with pytest.raises(NoRoom, match="wait for the index"):
+        while len(entries) < 100:
+            entries.append(log.append(META, os.urandom(1500)))
+    assert len(logs(spool)) == 3
+    for entry in entries:
+        entry.lay_out()
+    log._remove_settled()
+    entries.append(log.append(META, b"after"))
+    entries[-1].lay_out()
+    assert log.close()
+    assert kept(spool) == {entry.stored.sha256 for entry in entries}
+
+
+def test_a_replay_needs_few_descriptors_however_many_logs_there_are(spool: Spool) -> None:
+    log = IngestLog(spool, segment=4096, most=200)
+    entries = [log.append(META, os.urandom(2000)) for _ in range(150)]
+    abandon(log)
+    assert len(logs(spool)) == 150
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 60, before[1]))
+    try:
+        assert replay(spool) == 150
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert kept(spool) == {entry.stored.sha256 for entry in entries}
+    assert not logs(spool)
+
+
+def test_a_replay_believes_no_file_whose_sync_may_have_failed(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a failed sync the kernel shows the right bytes from its memory, and calls the next sync a success."""
+
+    def fail(self: Syncer, names: Iterable[str]) -> None:
+        raise OSError(5, "broken")
+
+    log = IngestLog(spool)
+    entry = log.append(META, b"data")
+    entry.lay_out()
+    with monkeypatch.context() as broken:
+        broken.setattr(Syncer, "__call__", fail)
+        log.close()
+    with spool.path(entry.stored.path).open("rb") as never_on_disk:
+        assert replay(spool) == 1
+        assert os.fstat(never_on_disk.fileno()).st_nlink == 0
+    assert kept(spool) == {entry.stored.sha256}
 
 
 def test_large_instances_are_not_for_the_log(spool: Spool) -> None:
