@@ -35,6 +35,7 @@ from node.store import retention, studies, transfers
 from node.store.db import Database
 from node.store.locks import lock_state
 from node.store.spool import Spool
+from node.store.turnedback import TurnedBack
 from node.web.health import Health
 
 log = logging.getLogger(__name__)
@@ -258,7 +259,7 @@ class Node:
 
     def _stages(self, stack: ExitStack) -> tuple[tuple[str, float, Callable[[], object]], ...]:
         """Return name, pace and tick of each stage that moves studies on."""
-        db, arrived = self.db, partial(transfers.note, self._trail)
+        db = self.db
         return (
             *self._inquiries(stack),
             (
@@ -267,12 +268,14 @@ class Node:
                 lambda: assembler.tick(db, self.spool, self.settings, clock.now(), self._trail),
             ),
             ("route", self.pace.route, self._route),
-            ("settle", self.pace.settle, lambda: studies.settle(db, clock.now(), self._committing(), arrived)),
+            ("settle", self.pace.settle, partial(self._settle, TurnedBack())),
             ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, clock.now())),
         )
 
-    def _committing(self) -> list[str]:
-        return [name for name, destination in self.settings.destination.items() if destination.commitment]
+    def _settle(self, turned_back: TurnedBack) -> None:
+        committing = [name for name, destination in self.settings.destination.items() if destination.commitment]
+        turned_back.tick(self.db, clock.now())
+        studies.settle(self.db, clock.now(), committing, partial(transfers.note, self._trail))
 
     def _ring(self, ring: broker.Bell) -> int:
         return doorbell.tick(self.db, ring, self.settings, clock.now())

@@ -149,7 +149,7 @@ class IngestLog:
             self._remove_settled()
 
     def _rotate_aged(self) -> None:
-        """Let an old segment go, unless one before it still waits: while the database is away they would only pile up."""
+        """Let an old segment go, unless one before it still waits: while the database is away they would pile up."""
         with self._lock:
             if self._current is not None and not self._full and time.monotonic() - self._since > self._longest_s:
                 self._rotate()

@@ -216,11 +216,10 @@ def test_a_small_load_fills_no_disk_while_the_database_is_away(spool: Spool, mon
 
 
 def test_a_log_takes_no_more_files_than_the_process_can_hold_open(spool: Spool) -> None:
-    log = IngestLog(spool, segment=4096, most=3)
-    entries: list[ingestlog.Entry] = []
+    log = IngestLog(spool, segment=4096, most=3, longest_s=3600)
+    entries = [log.append(META, os.urandom(1500)) for _ in range(6)]
     with pytest.raises(NoRoom, match="wait for the index"):
-        while len(entries) < 100:
-            entries.append(log.append(META, os.urandom(1500)))
+        log.append(META, os.urandom(1500))
     assert len(logs(spool)) == 3
     for entry in entries:
         entry.lay_out()
@@ -237,7 +236,7 @@ def test_a_replay_needs_few_descriptors_however_many_logs_there_are(spool: Spool
     abandon(log)
     assert len(logs(spool)) == 150
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(map(int, os.listdir("/proc/self/fd")))
+    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 60, before[1]))
     try:
         assert replay(spool) == 150
