@@ -59,3 +59,10 @@ class BundleError(Permanent):
 
 class NonConformant(Permanent):
     """An Evidence Document failed the gate and was not filed; this is a fault of the node or of the bundle."""
+
+
+def first_cause(error: BaseException) -> str:
+    """Return kind and first line of what went wrong first: MONAI wraps what a component or a transform raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

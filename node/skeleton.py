@@ -29,7 +29,9 @@ def write_skeleton(folder: Path) -> tuple[Path, tuple[str, ...]]:
     """
     path = folder / "configs" / "dicom.toml"
     metadata = read_metadata(folder)
-    text, open_points = skeleton(folder.resolve().name, metadata, _postprocessing(folder))
+    text, open_points = skeleton(
+        folder.resolve().name, metadata, *(_part(folder, i) for i in ("postprocessing", "inferer"))
+    )
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -38,13 +40,13 @@ def write_skeleton(folder: Path) -> tuple[Path, tuple[str, ...]]:
     return path, open_points
 
 
-def skeleton(name: str, metadata: Mapping[str, Any], after: str = "") -> tuple[str, tuple[str, ...]]:
-    """Return the text of dicom.toml and the open points; `after` is the bundle's postprocessing, as text."""
+def skeleton(name: str, metadata: Mapping[str, Any], after: str = "", inferer: str = "") -> tuple[str, tuple[str, ...]]:
+    """Return the text of dicom.toml and the open points; `after` and `inferer` are what inference.json has, as text."""
     formats = _mapping(metadata.get("network_data_format"))
     inputs, outputs = (_first(formats.get(key)) for key in ("inputs", "outputs"))
     kind = _kind(outputs, metadata)
     table = {"segmentation": "segment", "classification": "finding", "detection": "detection"}[kind]
-    head, points = _head(name, metadata, inputs, kind)
+    head, points = _head(name, metadata, inputs, kind, takes_volumes="SliceInferer" in inferer)
     parts = [*_inputs(inputs, points), *_outputs(kind, _channels(outputs), inputs, after, points)]
     points.append(f"the code and meaning of each [[{table}]], from SNOMED CT or DCM")
     if kind != "segmentation":
@@ -52,11 +54,11 @@ def skeleton(name: str, metadata: Mapping[str, Any], after: str = "") -> tuple[s
     return head + "".join(parts), tuple(points)
 
 
-def _postprocessing(folder: Path) -> str:
-    """Return the postprocessing of inference.json as JSON text; nothing where there is none."""
+def _part(folder: Path, name: str) -> str:
+    """Return a part of inference.json as JSON text; nothing where there is none."""
     try:
         config = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
-        return json.dumps(config.get("postprocessing", ""))
+        return json.dumps(config.get(name, ""))
     except (OSError, ValueError, AttributeError):
         return ""
 
@@ -114,11 +116,13 @@ def _dimensions(inputs: Mapping[str, Any]) -> int:
     return 2 if _is_flat(inputs) and not is_sliced else 3
 
 
-def _head(name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], kind: str) -> tuple[str, list[str]]:
+def _head(
+    name: str, metadata: Mapping[str, Any], inputs: Mapping[str, Any], kind: str, takes_volumes: bool
+) -> tuple[str, list[str]]:
     modality, dimensions = _modality(inputs), _dimensions(inputs)
     label = re.sub(r"[_-]+", " ", name).strip()[:16].strip().capitalize()
     points = ["manufacturer: who answers for this model", "[series]: which series it may read; be narrow"]
-    per_slice = _is_flat(inputs) and dimensions == 3
+    per_slice = _is_flat(inputs) and dimensions == 3 and not takes_volumes
     if per_slice:
         points.append(
             "per_slice: this 2D network would read a series slice by slice; dimensions = 2 reads each by itself"

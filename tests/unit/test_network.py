@@ -163,3 +163,15 @@ def test_half_of_the_processors_compute(tmp_path: Path, monkeypatch: pytest.Monk
         assert torch.get_num_threads() == 3  # the admin has said how many; torch read it at start
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_went_wrong_first_is_told_and_not_that_monai_wrapped_it(tmp_path: Path) -> None:
+    fails = {"_target_": "Lambdad", "keys": "image", "func": "$lambda image: image.no_such_part"}
+    steps = [{"_target_": "LoadImaged", "keys": "image"}, fails]
+    bundle = classifier(tmp_path / "fails", preprocessing={"_target_": "Compose", "transforms": steps})
+    [found] = load(save([film(body()[5])], tmp_path / "in"), 2)
+    with pytest.raises(Permanent, match=r"failed on an input of \(1, 20, 16\): AttributeError: .*no_such_part"):
+        network(bundle).read(found)
+    missing = classifier(tmp_path / "missing", network_def={"_target_": "torch.nn.Linear", "in_features": "$1 / 0"})
+    with pytest.raises(BundleError, match=r"inference\.json does not build: ZeroDivisionError"):
+        network(missing)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from node.bundles import Bundle
 from node.dicomconfig import BoxEntry
-from node.errors import BundleError, Permanent, Transient
+from node.errors import BundleError, Permanent, Transient, first_cause
 from node.findings import Source, Volume
 from workers.predict import detect, layers, loaded, weights
 from workers.predict import device as devices
@@ -67,8 +67,8 @@ class Network:
         except BundleError:
             raise
         except Exception as error:  # a bundle's expressions are its author's code
-            reason = f"{type(error).__name__}: {error}"
-            raise BundleError(f"Bundle {bundle.title}: configs/inference.json does not build: {reason}") from error
+            told = f"Bundle {bundle.title}: configs/inference.json does not build: {first_cause(error)}"
+            raise BundleError(told) from error
         self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
         self._leaves_alone = quicken(self._before, self._after)
         self._keys = loaded.keys(self._before)
@@ -212,7 +212,7 @@ class Network:
                 "images. Nothing was reported. A network made for color needs color = true in dicom.toml; one made for "
                 "several series needs a [[channel]] for each."
             )
-        return f"{self._title} failed on an input of {volume.pixels.shape}: {type(error).__name__}: {error}"
+        return f"{self._title} failed on an input of {volume.pixels.shape}: {first_cause(error)}"
 
     def _require_finite(self, answer: Any) -> MetaTensor:
         """Before argmax or a threshold can hide it: a network that computes NaN has no answer."""

@@ -16,7 +16,7 @@ from monai.bundle.workflows import ConfigWorkflow
 
 from node import bundles, clock
 from node.bundles import Bundle
-from node.errors import BundleError, Permanent
+from node.errors import BundleError, Permanent, first_cause
 from workers.predict import weights
 from workers.predict.guard import path_of
 from workers.predict.scripts import Scripts
@@ -69,7 +69,7 @@ def run(request: Request, bundle: Bundle, out: Path, tell: Tell) -> None:
         try:
             workflow.run()
         except Exception as error:  # a bundle's training is its author's code
-            told = f"The training of {bundle.title} failed: {_root(error)}. {out / _LOG} says more."
+            told = f"The training of {bundle.title} failed: {first_cause(error)}. {out / _LOG} says more."
             raise Permanent(told) from error
         workflow.finalize()
 
@@ -125,7 +125,7 @@ def _workflow(request: Request, bundle: Bundle, out: Path) -> ConfigWorkflow:
         )
         workflow.initialize()
     except Exception as error:  # a bundle's expressions are its author's code
-        raise BundleError(f"Bundle {bundle.title}: configs/train.json does not build: {_root(error)}") from error
+        raise BundleError(f"Bundle {bundle.title}: configs/train.json does not build: {first_cause(error)}") from error
     return workflow
 
 
@@ -143,7 +143,7 @@ def _parts(workflow: ConfigWorkflow, bundle: Bundle) -> dict[str, Any]:
     try:
         found = {name: parser.get_parsed_content(key) for name, key in ids.items() if key in parser}
     except Exception as error:  # a bundle's expressions are its author's code
-        raise BundleError(f"Bundle {bundle.title}: configs/train.json does not build: {_root(error)}") from error
+        raise BundleError(f"Bundle {bundle.title}: configs/train.json does not build: {first_cause(error)}") from error
     needed = ("trainer", "evaluator", "handlers", "network", "optimizer")
     if missing := [ids[name] for name in needed if name not in found]:
         raise BundleError(f"Bundle {bundle.title}: configs/train.json has no id {', '.join(missing)}.")
@@ -155,10 +155,3 @@ def _begin_with(parts: dict[str, Any], bundle: Bundle) -> None:
     weights.load(network, bundle, next(network.parameters()).device)
     if ema := parts.get("ema"):
         ema.ema_model.load_state_dict(network.state_dict())
-
-
-def _root(error: BaseException) -> str:
-    """The first line of what went wrong first: MONAI wraps every error of an expression."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
