@@ -93,8 +93,7 @@ def load(folder: Path) -> Bundle:
     """Read one bundle folder; raises `BundleError` naming the file and key that is wrong."""
     metadata = read_metadata(folder)
     dicom = _parse(folder / "configs" / "dicom.toml", tomllib.loads)
-    if not (folder / "configs" / "inference.json").is_file():
-        raise BundleError(f"Bundle {folder.name} has no configs/inference.json.")
+    inference_config(folder)
     try:
         config = DicomConfig.model_validate(dicom)
     except ValidationError as error:
@@ -113,6 +112,27 @@ def load(folder: Path) -> Bundle:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """Return the bundle's metadata.json; raises `BundleError`."""
     return _parse(folder / "configs" / "metadata.json", json.loads)
+
+
+def inference_config(folder: Path) -> Path:
+    """Return `configs/inference.json` of a bundle, or `inference.yaml` where it is written so; raises `BundleError`."""
+    for name in ("inference.json", "inference.yaml", "inference.yml"):
+        if (folder / "configs" / name).is_file():
+            return folder / "configs" / name
+    raise BundleError(f"Bundle {folder.name} has no configs/inference.json, and no inference.yaml.")
+
+
+def read_config(path: Path) -> Any:
+    """Return what a configuration of MONAI, JSON or YAML, says; nothing of it is run. Raises OSError, ValueError."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        return json.loads(text)
+    import yaml  # only some public bundles are written in it
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def find(name: str, *folders: Path) -> Bundle:

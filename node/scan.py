@@ -7,7 +7,6 @@ A scan shows; it does not judge. What it cannot see into, it says. The digest th
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from node import weights
-from node.bundles import Bundle, importable_files, weights_path
+from node.bundles import Bundle, importable_files, inference_config, read_config, weights_path
 from node.errors import BundleError
 from node.weights import Weights
 
@@ -67,23 +66,25 @@ class Scan:
 def scan(bundle: Bundle) -> Scan:
     """Read every configuration and script of `bundle` as text; raises `BundleError` where one cannot be parsed."""
     found = list(_scripts(bundle.folder))
-    for path in sorted((bundle.folder / "configs").glob("*.json")):
+    configs = (path for path in (bundle.folder / "configs").iterdir() if path.suffix in (".json", ".yaml", ".yml"))
+    for path in sorted(configs):
         found += _config(path, bundle)
     return Scan(tuple(found), weights.look(weights_path(bundle.folder)))
 
 
 def _config(path: Path, bundle: Bundle) -> Iterator[Code]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_config(path)
     except (OSError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from None
     if path.name == "metadata.json" or not isinstance(config, dict):
         return
-    used = _used(config, bundle) if path.name == "inference.json" else frozenset[str]()
+    is_read = path == inference_config(bundle.folder)
+    used = _used(config, bundle) if is_read else frozenset[str]()
     for key, value in config.items():
         for place, code in _walk(value, key):
             kind, what, reaches = code
-            runs = key in used or (path.name == "inference.json" and kind == "import")  # MONAI runs every import
+            runs = key in used or (is_read and kind == "import")  # MONAI runs every import
             yield Code(f"{path.relative_to(bundle.folder)}: {place}", what, kind, runs, reaches)
 
 

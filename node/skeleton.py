@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from node.bundles import read_metadata
-from node.errors import Permanent
+from node.bundles import inference_config, read_config, read_metadata
+from node.errors import BundleError, Permanent
 
 _COLORS = ("#e6604d", "#4d9de6", "#5cb85c", "#e6b84d", "#9b6fd0", "#4dc4c4", "#d06f9b", "#8a8a4d")
 _MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PT": "PT", "PET": "PT", "US": "US", "CR": "CR", "DX": "DX"}
@@ -57,9 +57,9 @@ def skeleton(name: str, metadata: Mapping[str, Any], after: str = "", inferer: s
 def _part(folder: Path, name: str) -> str:
     """Return a part of inference.json as JSON text; nothing where there is none."""
     try:
-        config = json.loads((folder / "configs" / "inference.json").read_text(encoding="utf-8"))
-        return json.dumps(config.get(name, ""))
-    except (OSError, ValueError, AttributeError):
+        config = read_config(inference_config(folder))
+        return json.dumps(config.get(name, ""), default=str)
+    except (OSError, ValueError, AttributeError, BundleError):
         return ""
 
 

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 from monai.transforms import LoadImage
 from PIL import Image
 from safetensors.torch import save_file
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from node import bundles
 from node.errors import BundleError, Permanent
 from node.findings import Volume
+from node.scan import scan
 from tests.unit.phantom import ORIENTATIONS, body, classifier, film, save, segmenter, stack
 from workers.load.series import load
 from workers.predict import device
@@ -163,6 +165,24 @@ def test_half_of_the_processors_compute(tmp_path: Path, monkeypatch: pytest.Monk
         assert torch.get_num_threads() == 3  # the admin has said how many; torch read it at start
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_configuration_may_be_written_in_yaml(tmp_path: Path) -> None:
+    plain = segmenter(tmp_path / "plain")
+    config = plain.folder / "configs" / "inference.json"
+    said = network(plain).read(volume(tmp_path))
+    config.with_suffix(".yaml").write_text(yaml.safe_dump(json.loads(config.read_text())))
+    config.unlink()
+    written = bundles.load(plain.folder)
+    assert written.digest != plain.digest
+    assert np.array_equal(network(written).read(volume(tmp_path)), said)
+    assert {code.where.partition(":")[0] for code in scan(written).runs} == {"configs/inference.yaml"}
+    (plain.folder / "configs" / "inference.yaml").write_text("a: [")
+    with pytest.raises(BundleError, match=r"inference\.yaml: while parsing"):
+        scan(bundles.load(plain.folder))
+    (plain.folder / "configs" / "inference.yaml").unlink()
+    with pytest.raises(BundleError, match=r"has no configs/inference\.json, and no inference\.yaml"):
+        bundles.load(plain.folder)
 
 
 def test_what_went_wrong_first_is_told_and_not_that_monai_wrapped_it(tmp_path: Path) -> None:

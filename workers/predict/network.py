@@ -18,7 +18,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.post.dictionary import Activationsd, Invertd
 from numpy.typing import NDArray
 
-from node.bundles import Bundle
+from node.bundles import Bundle, inference_config
 from node.dicomconfig import BoxEntry
 from node.errors import BundleError, Permanent, Transient, first_cause
 from node.findings import Source, Volume
@@ -67,7 +67,8 @@ class Network:
         except BundleError:
             raise
         except Exception as error:  # a bundle's expressions are its author's code
-            told = f"Bundle {bundle.title}: configs/inference.json does not build: {first_cause(error)}"
+            config = inference_config(bundle.folder).name
+            told = f"Bundle {bundle.title}: configs/{config} does not build: {first_cause(error)}"
             raise BundleError(told) from error
         self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
         self._leaves_alone = quicken(self._before, self._after)
@@ -229,10 +230,11 @@ def _parse(bundle: Bundle, device: torch.device) -> dict[str, Any]:
     A detector is set up by what its evaluator requires (`evaluator::_requires_`): thresholds, sliding windows.
     """
     parser, folder = ConfigParser(), bundle.folder
-    parser.read_config(str(folder / "configs" / "inference.json"))
+    config = inference_config(folder)
+    parser.read_config(str(config))
     missing = [key for key in _NEEDED if key not in parser]
     if missing:
-        raise BundleError(f"Bundle {folder.name}: configs/inference.json has no id {', '.join(missing)}.")
+        raise BundleError(f"Bundle {folder.name}: configs/{config.name} has no id {', '.join(missing)}.")
     parser["bundle_root"] = str(folder)
     parser["device"] = device
     for key in ("preprocessing", "postprocessing"):

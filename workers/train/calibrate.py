@@ -86,7 +86,7 @@ def _read(bundle: Bundle, out: Path, now: float, tell: Tell) -> tuple[NDArray[np
 
 
 def _temperature(bundle: Bundle) -> float:
-    said = json.loads((bundle.folder / "configs" / "inference.json").read_text(encoding="utf-8"))
+    said = bundles.read_config(bundles.inference_config(bundle.folder))
     return float(said.get("temperature", 1.0))
 
 
