@@ -236,8 +236,9 @@ def test_a_replay_needs_few_descriptors_however_many_logs_there_are(spool: Spool
     abandon(log)
     assert len(logs(spool)) == 150
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    highest = max(int(path.name) for path in Path("/proc/self/fd").iterdir())
-    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 60, before[1]))
+    taken = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    free = [number for number in range(10_000) if number not in taken]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free[60], before[1]))
     try:
         assert replay(spool) == 150
     finally:
