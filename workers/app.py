@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workers.app")  # run as a program, __name__ is __main__
 
-THREADS = {"read": 1, "send": 2}
-"""Tasks at a time: one reading per device, and a slow destination must not hold up another."""
+THREADS = {"read": 1, "send": 8}
+"""Tasks at a time: one reading per device, and a slow destination must not hold up another (`workers.send.lanes`)."""
+_THREADS_TOGETHER = 3
+"""Where one process serves both queues, for want of a broker."""
 COMMIT_EVERY_S = 5.0
 TURN_S = 0.05
 STOP_WITHIN_S = 20.0
@@ -117,7 +119,7 @@ def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
     _worker(app)(
         queues=list(queues),
         pool="threads",  # a forked child could not use CUDA; ours is spawned by the Reader
-        concurrency=sum(THREADS[queue] for queue in queues),
+        concurrency=THREADS[queues[0]] if len(queues) == 1 else _THREADS_TOGETHER,
         hostname=f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}",
         loglevel="WARNING",
         without_gossip=True,

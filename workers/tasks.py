@@ -33,6 +33,7 @@ from node.study import read_instance
 from workers.pipeline import Outcome, Request
 from workers.reader import Reader
 from workers.send import outbox
+from workers.send.lanes import Lanes
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +54,18 @@ class Desk:
     send_lease_s: float = deliveries.LEASE_S
     now: Clock = clock.now
     stopping: threading.Event = field(default_factory=threading.Event)
+    lanes: Lanes = field(default_factory=Lanes)
 
 
 def send(desk: Desk, delivery_id: str) -> None:
-    """Send one Evidence Document to one destination, if it is still to be sent."""
+    """Send one Evidence Document to one destination, if it is still to be sent, and what else waits for that one."""
+
+    def deliver(due: str) -> None:
+        outbox.deliver(desk.db, desk.spool, desk.settings, due, desk.worker, desk.now, lease_s=desk.send_lease_s)
+
     if _is_id(delivery_id, "send"):
         with _border(delivery_id):
-            outbox.deliver(
-                desk.db, desk.spool, desk.settings, delivery_id, desk.worker, desk.now, lease_s=desk.send_lease_s
-            )
+            desk.lanes.run(desk.db, delivery_id, deliver, desk.now, desk.stopping)
 
 
 def read(desk: Desk, job_id: str) -> None:

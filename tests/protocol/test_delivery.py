@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pydicom
@@ -22,6 +24,7 @@ from node.simulate.pacs import Pacs
 from node.store import deliveries
 from tests.filed import NOW, SEG, SR, Node, file_study, make_node
 from workers.send.cstore import Timeouts
+from workers.send.lanes import Lanes
 from workers.send.outbox import deliver
 
 QUICK = Timeouts(connect=2, acse=2, dimse=1.5, write=1.5)
@@ -221,6 +224,42 @@ def test_a_pacs_that_stops_reading_costs_a_timeout_and_no_thread(node: Node, pac
     while threading.active_count() > before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert threading.active_count() <= before
+
+
+def test_a_destination_that_hangs_holds_up_no_other(node: Node, pacs: Pacs) -> None:
+    """Eight results for an archive that says nothing come first, and there are three threads."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    pacs_there = node.settings.destination["pacs"]
+    away = pacs_there.model_copy(update={"port": silent.getsockname()[1]})
+    node.settings = node.settings.model_copy(update={"destination": {"away": away, "pacs": pacs_there}})
+    for number in range(4):
+        file_study(node, f"{STUDY}.{number}")
+    lanes, stopping, patient = Lanes(), threading.Event(), Timeouts(connect=60, acse=60, dimse=60, write=60)
+
+    def states(destination: str) -> list[tuple[object, object]]:
+        found = [row for row in deliveries.listing(node.db) if row["destination"] == destination]
+        return [(row["state"], row["attempts"]) for row in found]
+
+    def work(delivery_id: str) -> None:
+        def send(due: str) -> None:
+            deliver(node.db, node.spool, node.settings, due, "worker", node.now, patient)
+
+        lanes.run(node.db, delivery_id, send, node.now, stopping)
+
+    waiting = sorted(deliveries.listing(node.db), key=lambda row: str(row["destination"]))
+    assert waiting[0]["destination"] == "away"
+    with ThreadPoolExecutor(3) as threads:
+        ended = [threads.submit(work, str(row["id"])) for row in waiting]
+        deadline = time.monotonic() + 50
+        while states("pacs") != [("SENT", 1)] * 8 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        while_it_hung = states("away")
+        silent.close()
+        for one in ended:
+            one.result()
+    assert states("pacs") == [("SENT", 1)] * 8
+    assert sorted(while_it_hung, key=str) == [("PENDING", 0)] * 6 + [("SENDING", 1)] * 2
+    assert states("away") == [("PENDING", 1)] * 8, "nobody forgets those whose message found the lane full"
 
 
 def test_a_changed_or_missing_file_is_never_sent(node: Node, pacs: Pacs) -> None:
