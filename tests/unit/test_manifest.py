@@ -61,6 +61,7 @@ def test_several_findings_are_named(tmp_path: Path) -> None:
         ("image,label\n", r":1: it has no images"),
         ("image;label\na.png;1\n", r":1: column image and label missing .* separated by commas"),
         ("image,truth\na.png,1\n", r":1: column label missing"),
+        ("image,label,label\na.png,1,0\n", r":1: column label is there twice"),
         ("image,label\na.png,1\nb.png,0\n", r':3: image "b\.png" does not exist'),
         ("image,label\n,1\n", r':2: image "" does not exist'),
         (

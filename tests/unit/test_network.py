@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-import yaml
 from monai.transforms import LoadImage
 from PIL import Image
 from safetensors.torch import save_file
@@ -168,6 +167,8 @@ def test_half_of_the_processors_compute(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_configuration_may_be_written_in_yaml(tmp_path: Path) -> None:
+    import yaml
+
     plain = segmenter(tmp_path / "plain")
     config = plain.folder / "configs" / "inference.json"
     said = network(plain).read(volume(tmp_path))

@@ -176,6 +176,10 @@ def test_lists_that_are_wrong(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "none" / "bright.json").write_text('{"training": [{"image": "a"}]}')
     with pytest.raises(ConfigError, match="the part validation is empty"):
         datalist.load(tmp_path / "none", bundle)
+    rows = [{"image": "a", "label": 1}, {"image": "b", "label": 0}]
+    (tmp_path / "none" / "bright.json").write_text(json.dumps({"training": rows, "validation": rows[:1]}))
+    with pytest.raises(ConfigError, match="all images of the part validation have the label 1: nothing can be learned"):
+        datalist.load(tmp_path / "none", bundle)
     (tmp_path / "none" / "bright.json").write_text("[")
     with pytest.raises(ConfigError, match="is no data list"):
         datalist.load(tmp_path / "none", bundle)

@@ -86,6 +86,8 @@ def _require_columns(path: Path, names: Sequence[str] | None) -> None:
     if missing := [name for name in ("image", "label") if name not in found]:
         told = f"column {' and '.join(missing)} missing among {', '.join(found)[:80]}"
         raise ConfigError(path, 1, f"{told}; expected image,label[,patient][,cohort], separated by commas")
+    if twice := [name for name in ("image", "label", "patient", "cohort") if found.count(name) > 1]:
+        raise ConfigError(path, 1, f"column {twice[0]} is there twice, and nobody knows which one counts; keep one")
 
 
 def _case(path: Path, line: int, row: Mapping[str, str], bundle: Bundle) -> Case:

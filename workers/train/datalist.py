@@ -25,7 +25,8 @@ Lists = dict[str, list[dict[str, Any]]]
 def load(data: Path, bundle: Bundle) -> Lists:
     """Return `{part: [{"image", "label", "patient", "cohort"}]}`, paths relative to `data`.
 
-    Raises `ConfigError` where there is no list, it is wrong, or one of training and validation is empty.
+    Raises `ConfigError` where there is no list, it is wrong, or one of training and validation is empty or, of a bundle
+    with one finding, has images of one class alone.
     """
     listed, table = data / f"{bundle.name}.json", data / "manifest.csv"
     if listed.is_file():
@@ -37,6 +38,11 @@ def load(data: Path, bundle: Bundle) -> Lists:
     for part in PARTS[:2]:
         if not found.get(part):
             raise ConfigError(source, None, f"the part {part} is empty; more patients are needed")
+    for part in PARTS[:2] if len(bundle.dicom.finding) == 1 else ():
+        classes = {str(case["label"]) for case in found[part] if "label" in case}
+        if len(classes) == 1:
+            told = f"all images of the part {part} have the label {classes.pop()}"
+            raise ConfigError(source, None, f"{told}: nothing can be learned or chosen there; more patients are needed")
     return found
 
 
