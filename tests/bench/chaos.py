@@ -20,17 +20,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 from node import clock
 from node.errors import WetreadError
 from tests.bench.chaos_deeds import Counts, Deeds
 from tests.bench.chaos_hands import GROUPS, draw, hands
 from tests.crash.forks import Forks
-from tests.crash.hospital import Hospital, Process, until
+from tests.crash.hospital import Hospital, until
 
 SENDERS = 3
 SALVO_S = (3.0, 5.0)
@@ -43,18 +42,6 @@ DRAIN_WITHIN_S = 120.0
 """How long after the last fault everything must have come to its end."""
 READING_S = "0.2"
 """How long the canned network takes, so that a kill meets readings as well as what lies between them."""
-
-
-class Ward(Hospital):
-    """A hospital whose programs are forks of one process, which makes a restart cheap."""
-
-    def __init__(self, folder: Path, forks: Forks) -> None:
-        super().__init__(folder)
-        self._forks = forks
-
-    def launch(self, words: Sequence[str], log: BinaryIO, env: Mapping[str, str]) -> Process:
-        """Fork it."""
-        return self._forks.start(words, log, env)
 
 
 class Chaos:
@@ -180,7 +167,7 @@ def main() -> int:
     os.environ["WETREAD_CANNED_S"] = READING_S
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     print(f"chaos for {chosen.minutes:g} minutes, seed {seed}, in {folder}", flush=True)
-    with Forks() as forks, Ward(folder, forks) as hospital:
+    with Forks() as forks, Hospital(folder, forks=forks) as hospital:
         chaos = Chaos(hospital, seed)
         chaos.deeds.revive()
         hospital.wait_until_up()

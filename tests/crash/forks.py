@@ -33,28 +33,30 @@ NEEDED = (
     "celery.bootsteps", "celery.concurrency.thread", "celery.worker.components", "celery.worker.consumer",
     "celery.worker.strategy", "celery.app.amqp", "kombu.transport.redis", "redis", "sqlalchemy.dialects.sqlite",
     "workers.restraint", "workers.load.inputs", "workers.report.evidence", "workers.report.gate",
+    "sqlalchemy.dialects.postgresql.psycopg", "tests.crash.hurried", "tests.crash.worker_process", "tests.crash.keeper",
 )  # fmt: skip
-"""What node, workers and readers import when they start."""
+"""What node, workers and readers import when they start, and the modules that are run."""
 _MAX_REQUEST = 65_536
+_started: Callable[[Sequence[str]], Any]
 
 
 class Forked:
     """A process that somebody else forked, with the part of `subprocess.Popen` that a hospital needs."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, status_of: Callable[[int], int]) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        try:
-            self._descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._descriptor, self.returncode = -1, -signal.SIGKILL
+        self._status_of = status_of
+        self._descriptor = os.pidfd_open(pid)
+        self._lock = threading.Lock()
 
     def poll(self) -> int | None:
-        """Return None while it runs, afterwards -9, whatever it ended with."""
-        if self.returncode is None and select.select([self._descriptor], [], [], 0)[0]:
-            os.close(self._descriptor)
-            self.returncode = -signal.SIGKILL
-        return self.returncode
+        """Return None while it runs, afterwards its status, a signal as a negative number."""
+        with self._lock:
+            if self.returncode is None and select.select([self._descriptor], [], [], 0)[0]:
+                self.returncode = self._status_of(self.pid)
+                os.close(self._descriptor)
+            return self.returncode
 
     def send_signal(self, number: int) -> None:
         """Send a signal, if it still runs."""
@@ -82,14 +84,19 @@ class Forks:
         self._socket.close()
         self._process.wait(30)
 
-    def start(self, words: Sequence[str], log: BinaryIO, env: Mapping[str, str]) -> Forked:
-        """Fork `tests.crash.hurried` with these words; its output goes to `log`."""
-        request = json.dumps({"words": list(words), "env": dict(env)}).encode()
+    def start(
+        self, words: Sequence[str], log: BinaryIO, env: Mapping[str, str], module: str = "tests.crash.hurried"
+    ) -> Forked:
+        """Fork a process that calls `main` of `module` with these words; its output goes to `log`."""
+        pid = self._ask({"module": module, "words": list(words), "env": dict(env)}, log.fileno())
+        return Forked(pid, lambda ended: self._ask({"ended": ended}))
+
+    def _ask(self, request: Mapping[str, object], *descriptors: int) -> int:
         with self._lock:
-            socket.send_fds(self._socket, [request], [log.fileno()])
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
             answer = self._socket.recv(64)
         assert answer, "the process that forks has died"
-        return Forked(int(answer))
+        return int(answer)
 
 
 class ForkedReader:
@@ -121,9 +128,11 @@ def _wait(poll: Callable[[], int | None], timeout: float) -> int:
 
 
 def start_reader(command: Sequence[str]) -> Any:
-    """Take the place of `workers.reader._start`: fork the reader instead of starting `command`."""
+    """Take the place of `workers.reader._start`: fork the reader of `hurried`, and start any other."""
     from workers.reader import _Child
 
+    if tuple(command) != hurried.READER:
+        return _started(command)
     (asked, ask), (heard, answer), (told, tell) = os.pipe(), os.pipe(), os.pipe()
     parent, pid = os.getpid(), os.fork()
     if pid == 0:
@@ -133,7 +142,7 @@ def start_reader(command: Sequence[str]) -> Any:
         for number in range(4):
             os.dup2(number + 100, number)
         os.closerange(4, 1024)
-        _be(["reader", "3"])
+        _be("tests.crash.hurried", ["reader", "3"])
     for descriptor in (asked, answer, tell):
         os.close(descriptor)
     os.set_blocking(ask, False)
@@ -145,28 +154,34 @@ def serve(descriptor: int) -> None:
     """Fork what is asked for until the other side closes."""
     from workers import reader
 
+    global _started
     for name in NEEDED:
         import_module(name)
-    reader._start = start_reader
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody here waits for the dead
+    _started, reader._start = reader._start, start_reader
     with socket.socket(fileno=descriptor) as asked:
         while True:
             request, descriptors, _, _ = socket.recv_fds(asked, _MAX_REQUEST, 1)
             if not request:
                 return
-            pid = os.fork()
-            if pid == 0:
-                asked.close()
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                for standard in (1, 2):
-                    os.dup2(descriptors[0], standard)
-                os.close(descriptors[0])
-                _be(**json.loads(request))
-            os.close(descriptors[0])
-            asked.send(str(pid).encode())
+            asked.send(str(_answer(asked, json.loads(request), descriptors)).encode())
 
 
-def _be(words: list[str], env: Mapping[str, str] | None = None) -> None:
+def _answer(asked: socket.socket, request: Mapping[str, Any], descriptors: Sequence[int]) -> int:
+    """Return the process id of what was to be forked, or the status of one that has ended."""
+    if "ended" in request:
+        return os.waitstatus_to_exitcode(os.waitpid(request["ended"], 0)[1])
+    pid = os.fork()
+    if pid == 0:
+        asked.close()
+        for standard in (1, 2):
+            os.dup2(descriptors[0], standard)
+        os.close(descriptors[0])
+        _be(**request)
+    os.close(descriptors[0])
+    return pid
+
+
+def _be(module: str, words: list[str], env: Mapping[str, str] | None = None) -> None:
     """Be the program that was asked for, and never return."""
     status = 1
     try:
@@ -174,7 +189,7 @@ def _be(words: list[str], env: Mapping[str, str] | None = None) -> None:
         random.seed()
         os.environ.update(env or {})
         crashpoints.arm(os.environ.get(crashpoints.ENVIRONMENT, ""))
-        hurried.main(*words)
+        import_module(module).main(*words)
         status = 0
     except BaseException as error:
         sys.excepthook(type(error), error, error.__traceback__)

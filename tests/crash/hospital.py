@@ -30,6 +30,7 @@ from node.store import invariants
 from node.store.db import Database, rows
 from node.store.invariants import Finding
 from node.store.spool import Spool, dataset_sha256
+from tests.crash.forks import Forks
 from tests.e2e.orthanc import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -178,8 +179,9 @@ class Process(Protocol):
 class Hospital:
     """A node in `folder` with everything around it; a context manager that starts the PACS and ends every process."""
 
-    def __init__(self, folder: Path, completeness: str = QUICK) -> None:
+    def __init__(self, folder: Path, completeness: str = QUICK, forks: Forks | None = None) -> None:
         self.folder, self.port, self.completeness = folder, free_port(), completeness
+        self._forks = forks
         (folder / "studies").mkdir(parents=True)
         self.pacs = Pacs(folder / "pacs", peers={AE_TITLE: ("127.0.0.1", self.port)})
         self.sender = Sender(folder / "sent.jsonl", self.port)
@@ -229,7 +231,9 @@ class Hospital:
             self.processes[name] = self.launch([program, str(config), *roles], log, {"WETREAD_FAULT": fault})
 
     def launch(self, words: Sequence[str], log: BinaryIO, env: Mapping[str, str]) -> Process:
-        """Start `tests.crash.hurried` with these words, its output in `log`."""
+        """Start `tests.crash.hurried` with these words, its output in `log`; as a fork where it may be one."""
+        if self._forks and not self.where(words):
+            return self._forks.start(words, log, env)
         return subprocess.Popen(
             [*self.where(words), sys.executable, "-m", "tests.crash.hurried", *words],
             cwd=ROOT, stdout=log, stderr=log, env=os.environ | env,

