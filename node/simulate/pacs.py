@@ -19,34 +19,22 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, build_role, evt
+from pydicom.uid import UID
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, build_role, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelGet,
-    StudyRootQueryRetrieveInformationModelMove,
-    Verification,
 )
 
-from node.simulate import catalog
+from node.simulate import catalog, supported
 from node.simulate.archive import Archive, Held, Received, digest
 from node.simulate.faults import Fault, Faults
 from node.uids import derive_uid
 
 IMPLEMENTATION_CLASS_UID = derive_uid("simulated PACS")
 IMPLEMENTATION_VERSION_NAME = "WETREAD_SIM_PACS"
-NATIVE = (ExplicitVRLittleEndian, ImplicitVRLittleEndian)
 _NO_SUCH_OBJECT = 0x0112
 _KEPT = frozenset({0x0000, 0xB000, 0xB006, 0xB007})
-_SERVICES = (
-    Verification,
-    StorageCommitmentPushModel,
-    StudyRootQueryRetrieveInformationModelFind,
-    StudyRootQueryRetrieveInformationModelMove,
-    StudyRootQueryRetrieveInformationModelGet,
-)
 _log = logging.getLogger(__name__)
 
 
@@ -88,7 +76,7 @@ class Pacs:
         self.archive = Archive(folder)
         self.requests: list[CommitmentRequest] = []
         self.contexts_offered: list[int] = []
-        self._syntaxes = list(transfer_syntaxes or dict.fromkeys([*NATIVE, *ALL_TRANSFER_SYNTAXES]))
+        self._syntaxes = list(transfer_syntaxes or dict.fromkeys([*supported.NATIVE, *ALL_TRANSFER_SYNTAXES]))
         self._refuse = frozenset(refuse)
         self._stopping = threading.Event()
         self._server: Any = None
@@ -98,7 +86,10 @@ class Pacs:
     def start(self) -> Pacs:
         """Listen, and set `port`."""
         self._stopping.clear()
-        self._server = self._entity().start_server((self.host, self.port), block=False, evt_handlers=self._handlers())
+        contexts = supported.contexts(self._syntaxes, self._refuse)
+        self._server = self._entity().start_server(
+            (self.host, self.port), block=False, evt_handlers=self._handlers(), contexts=contexts
+        )
         self.port = self._server.server_address[1]
         return self
 
@@ -140,12 +131,6 @@ class Pacs:
         entity.maximum_pdu_size = 0
         entity.maximum_associations = 50
         entity.require_called_aet = True
-        for context in AllStoragePresentationContexts:
-            if context.abstract_syntax and context.abstract_syntax not in self._refuse:
-                entity.add_supported_context(context.abstract_syntax, self._syntaxes, scu_role=True, scp_role=True)
-        for sop_class in _SERVICES:
-            if sop_class not in self._refuse:
-                entity.add_supported_context(sop_class, list(NATIVE))
         return entity
 
     def _handlers(self) -> list[Any]:
@@ -272,7 +257,7 @@ class Pacs:
         entity = AE(self.ae_title)
         entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        entity.add_requested_context(StorageCommitmentPushModel, list(NATIVE))
+        entity.add_requested_context(StorageCommitmentPushModel, list(supported.NATIVE))
         host, port = self.peers[request.calling_ae]
         role = build_role(StorageCommitmentPushModel, scp_role=True)
         assoc = entity.associate(host, port, ae_title=request.calling_ae, ext_neg=[role])
