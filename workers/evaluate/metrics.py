@@ -97,7 +97,7 @@ def with_intervals(
     with config_context(assume_finite=True, skip_parameter_validation=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes that a resample lacks; NaN says it
         whole = statistic(rows, np.ones(len(rows)))
-        drawn = [_drawn(statistic, rows, weight) for weight in _weights(index, len(names), resamples)]
+        drawn = _drawn(statistic, rows, _weights(index, len(names), resamples))
     return {
         name: {"value": _short(value), "ci95": _interval([d[name] for d in drawn])} for name, value in whole.items()
     }
@@ -113,9 +113,14 @@ def _weights(index: NDArray[np.intp], patients: int, resamples: int) -> list[Num
     ]
 
 
-def _drawn(statistic: Statistic, rows: NDArray[np.intp], weight: Numbers) -> Mapping[str, float]:
-    kept = weight > 0
-    return statistic(rows[kept], weight[kept])
+def _drawn(statistic: Statistic, rows: NDArray[np.intp], weights: Sequence[Numbers]) -> list[Mapping[str, float]]:
+    """Return the figures of each draw; of few patients there are few draws (5 have 126), and each is reckoned once."""
+    draws = [weight.astype(np.uint32).tobytes() for weight in weights]
+    figures = {
+        draw: statistic(rows[weight > 0], weight[weight > 0])
+        for draw, weight in dict(zip(draws, weights, strict=True)).items()
+    }
+    return [figures[draw] for draw in draws]
 
 
 def _interval(values: list[float]) -> list[float] | None:
