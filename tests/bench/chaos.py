@@ -16,6 +16,7 @@ import logging
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -40,6 +41,8 @@ BACKLOG = 16
 """Studies that may be under way; more of them would measure the machine, not what a kill does."""
 DRAIN_WITHIN_S = 120.0
 """How long after the last fault everything must have come to its end."""
+SETTLED_AFTER_S = 15.0
+"""How long after the end `wetread spool verify` is asked again where it found something."""
 READING_S = "0.2"
 """How long the canned network takes, so that a kill meets readings as well as what lies between them."""
 
@@ -145,9 +148,18 @@ def judge(chaos: Chaos) -> bool:
         print(f"  {finding.invariant} {finding.entity}: {finding.what}")
     for uid, where in list(stuck.items())[:20]:
         print(f"  stuck: study {uid} is {where}")
-    verified = hospital.verify()
+    verified = _verified(hospital)
     print(f"wetread spool verify: {verified.stdout.strip() or verified.stderr.strip()}")
     return not (findings or doubled or stuck or missing or verified.returncode)
+
+
+def _verified(hospital: Hospital) -> subprocess.CompletedProcess[str]:
+    """Return what `wetread spool verify` finds; at once after the end a worker may still hold a message of a job."""
+    verified = hospital.verify()
+    if verified.returncode:
+        time.sleep(SETTLED_AFTER_S)
+        verified = hospital.verify()
+    return verified
 
 
 def _not_at_the_pacs(hospital: Hospital) -> list[str]:
