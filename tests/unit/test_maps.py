@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -11,6 +12,7 @@ import pydicom
 import pytest
 
 from node.clock import to_datetime
+from node.errors import Permanent
 from node.findings import Volume
 from tests import readings
 from tests.unit import zoo
@@ -116,3 +118,24 @@ def test_a_finding_of_a_volume_has_its_saliency_and_a_film_has_no_map(tmp_path: 
     [flat] = load(save([film(body()[5])], tmp_path / "film"), 2)
     assert isinstance(flat, Volume)
     assert explain_volumes(network, [flat], bundle, reading).maps == reading.maps
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [zoo.SIGMOID, zoo.INVERT, {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x[[0]] > 0.5).float()"}],
+        [
+            {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
+            {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x > 0, 2, 0)"},
+        ],
+    ],
+    ids=["of channels", "of classes"],
+)
+def test_a_label_that_is_not_the_class_of_its_number_has_no_map(steps: list[Any], tmp_path: Path) -> None:
+    [volume] = load(save(stack(body()), tmp_path / "in"), 3)
+    bundle = segmenter(tmp_path / "zoo", imports=["$import torch"], postprocessing=zoo.steps(*steps))
+    network = Network(bundle, "cpu", bundle.digest)
+    reading = predict(network, [volume], bundle, to_datetime(0))
+    assert any(not segment.is_empty for segment in reading.segmentations[0].segments)
+    with pytest.raises(Permanent, match=r"makes labels of its own: nobody knows which class .* Remove PM"):
+        explain_volumes(network, [volume], bundle, reading)

@@ -22,6 +22,9 @@ from workers.predict.network import Network
 from workers.predict.reading import slices
 
 SCORE = "score of the network, not calibrated"
+_LOOKED_AT, _ENOUGH, _OWN = 50_000, 100, 0.5
+"""Voxels of a segment that are looked at, at most and at least, and the part of them where its class must be the
+strongest: cleaning, filling and resampling move a border, which is most of a segment only where it is tiny."""
 
 
 def explain_volumes(network: Network, volumes: Sequence[Volume], bundle: Bundle, reading: Reading) -> Reading:
@@ -47,7 +50,7 @@ def _of_findings(volumes: Sequence[Volume], reading: Reading) -> Iterator[Parame
 
 def _of_segments(network: Network, volume: Volume, bundle: Bundle, reading: Reading) -> Iterator[ParametricMap]:
     present = {
-        segment.label
+        segment.label: segmentation.mask(segment)
         for segmentation in reading.segmentations
         if segmentation.sources == volume.sources
         for segment in segmentation.segments
@@ -59,6 +62,8 @@ def _of_segments(network: Network, volume: Volume, bundle: Bundle, reading: Read
     scores = _scores(network, volume, bundle)
     for entry in entries:
         values = _channel(scores, entry, bundle)
+        if entry.channel is None and len(scores) > 1:
+            _require_own_class(scores, entry, present[entry.label], network, bundle)
         yield ParametricMap(entry.label, values, volume.sources, codes.VISUAL_EXPLANATION, SCORE)
 
 
@@ -76,6 +81,20 @@ def _scores(network: Network, volume: Volume, bundle: Bundle) -> NDArray[np.floa
             "was reported. Its preprocessing cannot be inverted: remove PM from the route."
         )
     return np.clip(found.transpose(0, 3, 2, 1), 0, 1)
+
+
+def _require_own_class(
+    scores: NDArray[np.float32], entry: SegmentEntry, mask: NDArray[np.bool_], network: Network, bundle: Bundle
+) -> None:
+    """Raise `Permanent` where the label of a segment is not the number of the class that was strongest there."""
+    z, y, x = np.nonzero(mask)
+    few = slice(None, None, max(len(z) // _LOOKED_AT, 1))
+    own = float((scores[:, z[few], y[few], x[few]].argmax(axis=0) == entry.number).mean())
+    if not network.labels_classes or (own < _OWN and len(z) >= _ENOUGH):
+        raise Permanent(
+            f"{bundle.title} makes labels of its own: nobody knows which class of its network label {entry.number}, "
+            f"{entry.label}, is. Nothing was reported. Remove PM from the route."
+        )
 
 
 def _channel(scores: NDArray[np.float32], entry: SegmentEntry, bundle: Bundle) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
-from monai.transforms.post.dictionary import Activationsd, Invertd
+from monai.transforms.post.dictionary import Activationsd, AsDiscreted, Invertd
 from numpy.typing import NDArray
 
 from node.bundles import Bundle, inference_config
@@ -27,7 +27,7 @@ from workers.predict import device as devices
 from workers.predict.detect import Found
 from workers.predict.loaded import to_images
 from workers.predict.memory import stepping_down
-from workers.predict.quick import quicken
+from workers.predict.quick import LabelsBackd, quicken
 from workers.predict.runtime import Runner, Runtime
 from workers.predict.scripts import Scripts
 
@@ -194,6 +194,12 @@ class Network:
     def decides(self) -> bool:
         """Whether the postprocessing leaves decisions, 0 or 1, of what the network said (`AsDiscreted`)."""
         return any(type(step).__name__ == "AsDiscreted" for step in loaded.steps(self._after))
+
+    @property
+    def labels_classes(self) -> bool:
+        """Whether the postprocessing makes a label map of classes by argmax."""
+        kinds = (AsDiscreted, LabelsBackd)
+        return any(isinstance(step, kinds) and any(step.argmax) for step in loaded.steps(self._after))
 
     @property
     def runtime(self) -> str:

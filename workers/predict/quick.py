@@ -39,6 +39,9 @@ def quicken(before: Any, after: Any) -> bool:
 class LabelsBackd:
     """`Invertd` and `AsDiscreted(argmax=True)` in one step."""
 
+    argmax = (True,)
+    """As `AsDiscreted` says it."""
+
     def __init__(self, back: Invertd, argmax: AsDiscreted, resampling: AxisResample, dtype: torch.dtype) -> None:
         self._back, self._argmax, self._resampling, self._dtype = back, argmax, resampling, dtype
 
