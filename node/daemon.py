@@ -188,7 +188,7 @@ class Node:
         self._trail = Audit(path)
         stack.callback(self._trail.close)
         if Role.LISTENER in self.roles:
-            transfers.complete(self.db, self._trail, path, clock.now())
+            transfers.complete(self.db, self._trail, path, self.db.now())
 
     def _ready(self) -> str:
         """Say what runs here, and where."""
@@ -231,7 +231,7 @@ class Node:
         """Route what is complete, with the bundles as they are on disk now: a job names the digest it was made for."""
         if not studies.to_route(self.db):
             return 0
-        return router.tick(self.db, self.spool, self.settings, self.routes, self._bundles())
+        return router.tick(self.db, self.spool, self.settings, self.routes, self._bundles(), self.db.now)
 
     def _start_loops(self, stack: ExitStack) -> None:
         ticks = self._stages(stack) if Role.STAGES in self.roles else ()
@@ -246,14 +246,14 @@ class Node:
         if rules.archive is None:
             return ()
         ticks: tuple[tuple[str, float, Callable[[], object]], ...] = (
-            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, self.settings, stopping=self._stopping)),
+            ("inquire", self.pace.assemble, lambda: inquiry.ask(db, self.settings, db.now, stopping=self._stopping)),
         )
         if rules.fetch == "no":
             return ticks
         take = listener.taking(self.settings, db, self.spool, stack)
 
         def fetch() -> int:
-            return inquiry.fetch(db, self.settings, take, contexts.TRANSFER_SYNTAXES, stopping=self._stopping)
+            return inquiry.fetch(db, self.settings, take, contexts.TRANSFER_SYNTAXES, db.now, stopping=self._stopping)
 
         return (*ticks, ("fetch", 1.0, fetch), ("fetch", 1.0, fetch))
 
@@ -265,20 +265,20 @@ class Node:
             (
                 "assemble",
                 self.pace.assemble,
-                lambda: assembler.tick(db, self.spool, self.settings, clock.now(), self._trail),
+                lambda: assembler.tick(db, self.spool, self.settings, db.now(), self._trail),
             ),
             ("route", self.pace.route, self._route),
             ("settle", self.pace.settle, partial(self._settle, TurnedBack())),
-            ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, clock.now())),
+            ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, db.now())),
         )
 
     def _settle(self, turned_back: TurnedBack) -> None:
         committing = [name for name, destination in self.settings.destination.items() if destination.commitment]
-        turned_back.tick(self.db, clock.now())
-        studies.settle(self.db, clock.now(), committing, partial(transfers.note, self._trail))
+        turned_back.tick(self.db, self.db.now())
+        studies.settle(self.db, self.db.now(), committing, partial(transfers.note, self._trail))
 
     def _ring(self, ring: broker.Bell) -> int:
-        return doorbell.tick(self.db, ring, self.settings, clock.now())
+        return doorbell.tick(self.db, ring, self.settings, self.db.now())
 
     def _start_web(self, stack: ExitStack) -> None:
         from node.web.server import serve

@@ -99,7 +99,8 @@ def open_desk(settings: Settings) -> Desk:
 
     sweep_scratch(settings, clock.now())
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
-    return Desk(settings, Database(settings.database.url), spool, Reader(), worker_name())
+    db = Database(settings.database.url)
+    return Desk(settings, db, spool, Reader(), worker_name(), now=db.now)
 
 
 def worker_name() -> str:
@@ -165,7 +166,7 @@ def _commit(desk: Desk, done: threading.Event) -> None:
 
     while not done.wait(COMMIT_EVERY_S):
         try:
-            commitment.tick(desk.db, desk.settings, clock.now())
+            commitment.tick(desk.db, desk.settings, desk.now())
         except WetreadError as error:
             log.warning("Storage commitment was not asked for: %s", error, extra={"action": "commitment_failed"})
         except Exception:  # a fault here must not keep the next round from happening

@@ -31,7 +31,6 @@ from node.accept.serving import TICK_S, Charge, quiet_pynetdicom
 from node.accept.stow import Stow
 from node.accept.vestibule import Address
 from node.audit import Audit, AuditEvent, Outcome
-from node.clock import now
 from node.metrics import Metric, Registry
 from node.settings import Settings, state_folder
 from node.store import completion, deliveries, studies
@@ -215,7 +214,7 @@ def _interior(
         released=partial(_note_whole, db, places),
     )
     ingest_log = IngestLog(spool)
-    door = Door(spool, registrar, ingest_log, check=settings.ingest.check)
+    door = Door(spool, registrar, ingest_log, db.now, check=settings.ingest.check)
     services = Services(
         admission,
         door,
@@ -223,7 +222,7 @@ def _interior(
         audit,
         metrics,
         places,
-        lambda number, is_released: registrar.release(Release(number, is_released, now())),
+        lambda number, is_released: registrar.release(Release(number, is_released, door.now())),
     )
     processes, charge = None, partial(_charge, db=db, spool=spool, limits=limits)
     if count := settings.node.listener_processes:
@@ -261,7 +260,7 @@ def taking(settings: Settings, db: Database, spool: Spool, stack: ExitStack) -> 
     """
     registrar = Registrar(partial(studies.register, db, late=settings.completeness.late_instances))
     door, calling_ae = (
-        Door(spool, registrar, check=settings.ingest.check),
+        Door(spool, registrar, now=db.now, check=settings.ingest.check),
         settings.destination[str(settings.completeness.archive)].ae_title,
     )
     stack.callback(registrar.close, STOP_TIMEOUT_S)

@@ -79,7 +79,9 @@ class Door:
         now: clock.Clock = clock.now,
         check: Check = "standard",
     ) -> None:
-        self._spool, self._registrar, self._log, self._now = spool, registrar, ingest_log, now
+        self._spool, self._registrar, self._log = spool, registrar, ingest_log
+        self.now = now
+        """The clock by which everything that comes in is stamped."""
         self.check = check
         self._idle = threading.Condition()
         self._inside = 0
@@ -139,10 +141,10 @@ class Door:
         head = part10_header(header, arrival)
         if self._log is None or not self._log.takes(len(head) + len(dataset)):
             stored = self._spool.store_instance(head, dataset)
-            self._registrar.put(_received(header, arrival, stored, self._now()))
+            self._registrar.put(_received(header, arrival, stored, self.now()))
         else:
             entry = self._log.append(head, dataset)
-            self._registrar.put(_received(header, arrival, entry.stored, self._now()), entry.lay_out)
+            self._registrar.put(_received(header, arrival, entry.stored, self.now()), entry.lay_out)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Protocol
 from pydicom.dataset import Dataset
 from pynetdicom.dsutils import decode
 
-from node import clock
 from node.accept.alerts import Alerts
 from node.accept.association import Admission, AssociationRequest, Rejection
 from node.accept.command import C_CANCEL_RQ, C_ECHO_RQ, C_STORE_RQ, N_EVENT_REPORT_RQ, Command
@@ -213,7 +212,7 @@ class Services:
         failures = report.get("FailedSOPSequence") or ()
         failed = {str(i.ReferencedSOPInstanceUID): int(i.get("FailureReason", 0x0110)) for i in failures}
         reach("commit.before_note")
-        count = self._committed(transaction_uid, stored, failed, clock.now())
+        count = self._committed(transaction_uid, stored, failed, self.door.now())
         reach("commit.after_note")
         extra = {"action": "commitment_reported", "transaction_uid": transaction_uid, "count": count}
         logger.info("Storage Commitment was reported.", extra=extra)

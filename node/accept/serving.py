@@ -30,7 +30,6 @@ from node.accept.hall import Hall
 from node.accept.receive import Door, Registrar, Release
 from node.accept.scp import Services
 from node.audit import Audit
-from node.clock import now
 from node.configvalues import Check
 from node.metrics import Registry
 from node.settings import LogSettings, NodeSettings, Peer, Settings
@@ -119,7 +118,7 @@ class Serving:
         register = partial(studies.register, self._db, late=charge.late)
         self._registrar = Registrar(register, released=self._desk.ended)
         self._log, self._audit = IngestLog(spool), Audit(Path(charge.audit))
-        self._door = Door(spool, self._registrar, self._log, check=charge.check)
+        self._door = Door(spool, self._registrar, self._log, self._db.now, check=charge.check)
         self._services = Services(
             Admission(charge.settings()),
             self._door,
@@ -127,7 +126,7 @@ class Serving:
             self._audit,
             self._metrics,
             self._desk,
-            lambda number, is_released: self._registrar.release(Release(number, is_released, now())),
+            lambda number, is_released: self._registrar.release(Release(number, is_released, self._door.now())),
         )
         limits = Limits(**charge.limits)  # type: ignore[arg-type]
         self._hall = Hall(contexts.supported(), self._services, limits)

@@ -23,7 +23,6 @@ from node.accept.request import Headers, Refusal, Reply, Request, Scope, Send, b
 from node.accept.stored import FailureReason, Outcome
 from node.audit import Audit, AuditEvent
 from node.audit import Outcome as AuditOutcome
-from node.clock import now
 from node.errors import NoRoom
 from node.log import describe
 from node.metrics import Registry
@@ -137,7 +136,7 @@ class Stow:
         except TooSlow:
             raise Refusal(408, "The body came too slowly.") from None
         finally:
-            self._released(Release(number, is_whole, now()))
+            self._released(Release(number, is_whole, self._door.now()))
             self._account(outcomes, found)
         status = stored.http_status(outcomes)
         later = (("Retry-After", str(request.RETRY_AFTER_S)),) if status == 503 else ()

@@ -1,7 +1,7 @@
 """The database: one door to SQLite or PostgreSQL, and the guarded move that every change of state goes through.
 
 Statements run unchanged on both. A write transaction is short, holds the only write lock of the process, and is
-either on disk when `transaction()` returns or did not happen. Nothing here reads the clock.
+either on disk when `transaction()` returns or did not happen. No statement here reads a clock.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from node.errors import DatabaseUnavailable, NoRoom, Permanent
 from node.states import DELIVERY_MOVES, JOB_MOVES, STUDY_MOVES
 from node.store import schema
 from node.store.mounts import refuse_network
+from node.store.servertime import ServerTime
 
 BUSY_TIMEOUT_S = 30.0
 """How long a writer waits for the others before it says `DatabaseUnavailable`."""
@@ -58,6 +59,7 @@ class Database:
             _prepare_file(Path(self.url.database or ""))
         self._writer = threading.Lock()
         self._engine = _engine(self.url)
+        self._time = ServerTime()
         with _translated(self.url):
             self._apply_schema()
 
@@ -70,17 +72,21 @@ class Database:
         with self._write_lock(), _translated(self.url), self._engine.connect() as connection:
             writing = connection.execution_options(begin="BEGIN IMMEDIATE")
             with writing.begin():
+                self._look(writing)
                 yield writing
 
     @contextmanager
     def reader(self) -> Iterator[sa.Connection]:
         """Yield a connection that sees one state of the database and is for reading only."""
         with _translated(self.url), self._engine.connect() as connection:
-            yield (
-                connection.execution_options(postgresql_readonly=True, isolation_level="REPEATABLE READ")
-                if (self.dialect == "postgresql")
-                else connection
-            )
+            if self.dialect == "postgresql":
+                connection = connection.execution_options(postgresql_readonly=True, isolation_level="REPEATABLE READ")
+            self._look(connection)
+            yield connection
+
+    def now(self) -> float:
+        """Return the time in seconds since the epoch: PostgreSQL's as it last told, else this host's. Asks nobody."""
+        return self._time.now()
 
     def problems(self, thorough: bool = False) -> list[str]:
         """Return what SQLite finds wrong with its own file: structure, and if `thorough` indexes and foreign keys.
@@ -116,6 +122,10 @@ class Database:
             yield
         finally:
             self._writer.release()
+
+    def _look(self, connection: sa.Connection) -> None:
+        if self.dialect == "postgresql":
+            self._time.look(connection)
 
     def _apply_schema(self) -> None:
         with self._engine.connect() as connection:

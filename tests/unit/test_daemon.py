@@ -23,6 +23,7 @@ from node.settings import load_routes, load_settings
 from node.simulate import scanner
 from node.store import studies
 from node.web.health import Health
+from workers.app import open_desk
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -70,6 +71,26 @@ def test_a_study_goes_from_the_wire_to_done(node: Node) -> None:
     assert study["study_instance_uid"] in page
     assert httpx.get(f"{node.web_address}readyz", timeout=10).status_code == 200
     assert 'wetread_studies{state="DONE"} 1' in httpx.get(f"{node.web_address}metrics", timeout=10).text
+
+
+def test_a_node_on_postgresql_goes_by_the_clock_of_its_database(
+    config: Path, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)  # as on a host without NTP
+    config.write_text(f'{CONFIG}\n[database]\nurl = "{postgres_url}"\n')
+    settings, image = load_settings(config), Path(str(get_testdata_file("CT_small.dcm")))
+    with Node(settings, load_routes(config.parent / "routes.toml", settings), Pace(0.1, 0.1, 0.1, 0.1)) as node:
+        assert scanner.send(image, "127.0.0.1", node.listener.port).ok
+        wait_for(lambda: studies.listing(node.db, state="DONE"))
+        (study,) = studies.listing(node.db)
+        (_, routed, *_) = [event["at"] for event in studies.show(node.db, study["study_instance_uid"])["history"]]
+        assert all(abs(real() - at) < 600 for at in (study["last_received_at"], study["completed_at"], routed))
+    desk = open_desk(settings)
+    with desk.db.reader():
+        assert abs(real() - desk.now()) < 600
+    desk.reader.stop()
+    desk.db.close()
 
 
 def test_a_study_may_come_by_stow(node: Node) -> None:

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from node.store import db as db_module
 from node.store import studies
 from node.store.db import Database, history, move, record
 from node.store.locks import lock_state
+from node.store.servertime import ServerTime
 from tests.unit.rows import STUDY, received
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,6 +36,34 @@ for i in range(int(sys.argv[3])):
         record(connection, "study", "contended", "", "X", float(seen), sys.argv[2])
 print("done")
 """
+
+
+def test_hosts_whose_clocks_differ_share_that_of_their_database(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() - 3600)
+    with database.reader():
+        pass
+    late = 3600 if database.dialect == "sqlite" else 0
+    assert abs(real() - late - database.now()) < 60
+    monkeypatch.setattr(time, "time", lambda: real() + 3600)
+    assert abs(real() - late - database.now()) < 60 or database.dialect == "sqlite"
+
+
+def test_the_time_of_a_server_is_carried_on_and_asked_for_again(postgres_url: str) -> None:
+    at = [1000.0]
+    served, db = ServerTime(lambda: at[0]), Database(postgres_url)
+    with db.reader() as connection:
+        served.look(connection)
+        first = served.now()
+        at[0] += 59
+        served.look(connection)
+        assert served.now() == first + 59
+        at[0] += 1
+        served.look(connection)
+        assert served.now() < first + 59
+    db.close()
 
 
 def test_six_processes_write_without_one_failure(tmp_path: Path) -> None:
