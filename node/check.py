@@ -42,11 +42,16 @@ def check_all(config: Path | None, echo: bool = True) -> list[Result]:
 
 
 def _attempts(settings: Settings, routes: Routes, echo: bool) -> Iterator[tuple[str, Callable[[], str]]]:
+    yield "state folder", lambda: _state(settings)
     yield "spool", lambda: _spool(settings)
     yield "database", lambda: _database(settings)
     yield "broker", lambda: _broker(settings)
     yield "DICOM port", lambda: _port(settings.node.bind, settings.node.port)
     yield "web port", lambda: _web(settings)
+    if settings.tls.certificate is not None:
+        yield "TLS", lambda: _tls(settings)
+    if any(peer.passcode_file is not None for peer in settings.peer):
+        yield "peers", lambda: _passcodes(settings)
     for name in sorted({model for route in routes.route for model in route.models}):
         yield f"model {name}", lambda name=name: _model(name, settings)  # type: ignore[misc]
     for route in (route for route in routes.route if "SALIENCY" in route.results):
@@ -55,6 +60,29 @@ def _attempts(settings: Settings, routes: Routes, echo: bool) -> Iterator[tuple[
         yield f"route {route.name}", lambda r=route: _parametric_maps(r, settings)  # type: ignore[misc]
     for name, destination in settings.destination.items() if echo else ():
         yield f"destination {name}", lambda d=destination: _echo(d, settings)  # type: ignore[misc]
+
+
+def _state(settings: Settings) -> str:
+    from node.settings import state_folder
+
+    folder = state_folder(settings)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return f"{folder} can be written"
+
+
+def _tls(settings: Settings) -> str:
+    from node.tls import server_context
+
+    server_context(settings.tls)
+    return f"{settings.tls.certificate} and its key can be used"
+
+
+def _passcodes(settings: Settings) -> str:
+    from node.accept.association import Admission
+
+    Admission(settings)
+    return "their passcodes can be read"
 
 
 def _spool(settings: Settings) -> str:

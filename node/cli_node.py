@@ -75,7 +75,7 @@ def _reload(node: Node, config: Path | None) -> bool:
         configure(node.settings.log)
         log.info("The configuration was read again.", extra={"action": "configuration_reloaded", "changed": changed})
         node.roll()
-    except WetreadError as error:
+    except (WetreadError, OSError, ValueError) as error:  # whatever is wrong with a file, the node goes on
         log.error("The old configuration stays. %s", error, extra={"action": "configuration_refused"})
         return False
     if workers := reload.concerns_workers(changed):

@@ -7,6 +7,7 @@ line and key.
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -32,8 +33,8 @@ def parse_size(value: Any) -> int:
 def _parse_quantity(value: Any, units: dict[str, Any], expected: str) -> float:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", value)
-        if match and match[2] in units:
-            return float(match[1]) * float(units[match[2]])
+        if match and match[2] in units and math.isfinite(number := float(match[1]) * float(units[match[2]])):
+            return number
     raise ValueError(f"{value!r} is not {expected}")
 
 
@@ -69,12 +70,30 @@ def _text(value: Any) -> str:
     return value.strip()
 
 
+def _host(value: Any) -> str:
+    host = _text(value)
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        raise ValueError(f"{host[:64]!r} is no name of a host: a part of it is empty or too long") from None
+    return host
+
+
+def _port_of(url: str) -> int | None:
+    """Return the port in `url`, None where there is none; a ValueError for what is none."""
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        raise ValueError("the port is no number from 0 to 65535, or the brackets of an IPv6 address are open") from None
+
+
 def _folder(value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(value))
 
 
 def _database_url(value: Any) -> str:
     if isinstance(value, str) and re.fullmatch(r"sqlite:///[^:\0].*|postgresql(\+psycopg)?://[^\0]*", value):
+        _port_of(value)
         return value
     raise ValueError('"sqlite:///FILE" or "postgresql+psycopg://USER@HOST/NAME" was expected')
 
@@ -83,6 +102,7 @@ def broker_url(value: Any) -> str:
     """Return the URL of a broker that is used; a ValueError for one that loses tasks, or that anybody could ring."""
     if value == "embedded":
         return str(value)
+    _port_of(value if isinstance(value, str) else "")
     parts = urlsplit(value if isinstance(value, str) else "")
     if parts.scheme not in _BROKERS:
         raise ValueError(f'"{parts.scheme}" is no broker wetread uses; "embedded" or one of {", ".join(_BROKERS)}')
@@ -120,6 +140,7 @@ Bind = Annotated[str, BeforeValidator(_bind)]
 Network = Annotated[str, BeforeValidator(_network)]
 Device = Annotated[str, BeforeValidator(_device)]
 Text = Annotated[str, BeforeValidator(_text)]
+Host = Annotated[str, BeforeValidator(_host)]
 Folder = Annotated[Path, BeforeValidator(_folder)]
 DatabaseUrl = Annotated[str, BeforeValidator(_database_url)]
 BrokerUrl = Annotated[str, BeforeValidator(broker_url)]

@@ -27,6 +27,7 @@ from node.configvalues import (
     Duration,
     Flag,
     Folder,
+    Host,
     Network,
     Port,
     ResultKind,
@@ -82,7 +83,7 @@ class Destination(_Section):
     """`[destination.NAME]`: an AE that receives results."""
 
     kind: Literal["dimse"] = "dimse"
-    host: Text
+    host: Host
     port: Annotated[int, Field(ge=1, le=65535, strict=True)]
     ae_title: AETitle
     commitment: Flag = False

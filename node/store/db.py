@@ -274,6 +274,8 @@ def _translated(url: sa.URL) -> Iterator[None]:
     except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
         raise _unavailable(error) from error
     except exc.DBAPIError as error:
+        if isinstance(error, exc.ProgrammingError) and error.statement is None:
+            raise Permanent(f"database.url: the driver does not take it: {error.orig}.") from None
         if error.connection_invalidated:
             raise _unavailable(error) from error
         if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):

@@ -37,6 +37,8 @@ def read_token(path: Path | None) -> str | None:
         token = path.read_text(encoding="utf-8").strip()
     except OSError as error:
         raise Permanent(f"[web] token_file {path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise Permanent(f"[web] token_file {path} must hold text: the token and nothing else.") from None
     if len(token) < 16:
         raise Permanent(f"[web] token_file {path} must hold a token of at least 16 characters.")
     return token

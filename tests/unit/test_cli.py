@@ -207,6 +207,24 @@ def test_check_names_what_works_and_what_does_not(config: Path, run: object, tmp
     assert "3 of" in err
 
 
+def test_check_tries_every_file_that_a_start_needs(config: Path, run: object, tmp_path: Path) -> None:
+    (tmp_path / "token").write_bytes(b"\xff" * 32)
+    (tmp_path / "short").write_text("abc")
+    config.write_text(
+        f'[node]\nport = 0\nstate = "{tmp_path / "token"}"\n[web]\nport = 0\ntoken_file = "{tmp_path / "token"}"\n'
+        f'[tls]\ncertificate = "{tmp_path / "none.pem"}"\nkey = "{tmp_path / "none.pem"}"\n'
+        f'[[peer]]\nname = "ct"\nae_title = "CT"\naddress = "10.0.0.1"\nuser = "ct"\n'
+        f'passcode_file = "{tmp_path / "short"}"\n'
+        '[broker]\nurl = "redis://127.0.0.1:1/0"\n[database]\nurl = "postgresql://u@127.0.0.1:1/n?nonsense=1"\n'
+    )
+    _, out, _ = run("check", "--json", "--config", config)  # type: ignore[operator]
+    bad = {line["what"]: line["message"] for line in json.loads(out) if not line["ok"]}
+    assert sorted(bad) == ["TLS", "broker", "database", "peers", "state folder", "web port"]
+    assert "must hold text" in bad["web port"]
+    assert "the driver does not take it" in bad["database"]
+    assert "at least 8 characters" in bad["peers"]
+
+
 def test_check_finds_a_route_that_would_never_get_its_saliency_map(config: Path, run: object, tmp_path: Path) -> None:
     bright_spot(tmp_path / "bundles" / "looks", LAYER)
     config.write_text(
