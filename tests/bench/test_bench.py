@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pydicom
 import pytest
 
-from tests.bench import completeness, ingest, limits, reading, stages
+from tests.bench import completeness, ingest, limits, organs, reading, stages
 
 
 @pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is absent (no storescu)")
@@ -46,6 +47,16 @@ def test_both_ways_of_reading_agree(capsys: pytest.CaptureFixture[str]) -> None:
     [pair] = json.loads(capsys.readouterr().out)
     assert (pair["differing_voxels"], pair["mean_dice"]) == (0, 1.0)
     assert all(pair[way][stage] > 0 for way in ("usual_s", "wetread_s") for stage in reading.STAGES)
+
+
+def test_organs_are_drawn_learned_and_read_alike_in_both_ways(tmp_path: Path) -> None:
+    shape, spacing_mm = (40, 48, 48), (1.6, 1.4, 1.4)
+    bundle = organs.bundle(tmp_path / "bundle", shape, spacing_mm, steps=10)
+    case = reading.Case("organs", bundle, organs.series(tmp_path / "ct", shape, spacing_mm))
+    [pair] = reading.measure(case, rounds=1, warm_up=0, scratch=tmp_path)
+    assert (pair.differing_voxels, pair.mean_dice) == (0, 1.0)
+    [written] = pydicom.dcmread(tmp_path / "1.dcm").SegmentSequence[:1]
+    assert written.SegmentLabel == "Organ 1"
 
 
 def test_limits_of_a_node_are_measured(capsys: pytest.CaptureFixture[str]) -> None:
