@@ -248,6 +248,12 @@ def test_what_cannot_be_trained(bundle: Bundle, data: Path, tmp_path: Path) -> N
         run(bundles.load(bundle.folder), data, tmp_path / "b")
 
 
+@pytest.mark.parametrize("name", ["learning_rte", "train#trainer#max_epoch"])
+def test_a_mistyped_override_is_refused(name: str, bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=f"has no id {name} that could get another value"):
+        run(bundle, data, tmp_path / "out", overrides={"optimizer#lr": 0.2, name: 1})
+
+
 def test_a_training_that_fails_says_why(bundle: Bundle, data: Path, tmp_path: Path) -> None:
     (data / datalist.load(data, bundle)["training"][0]["image"]).write_bytes(b"no picture")
     with pytest.raises(Permanent, match=r"The training of bright 1\.0\.0 failed: .*training\.log says more"):

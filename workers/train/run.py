@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle.config_parser import ConfigParser
 from monai.bundle.workflows import ConfigWorkflow
 
 from node import bundles, clock
@@ -112,9 +113,11 @@ def _copy(bundle: Bundle, out: Path, request: Request) -> None:
 def _workflow(request: Request, bundle: Bundle, out: Path) -> ConfigWorkflow:
     """`monai.bundle run` on the same file: the same class, the same overrides."""
     overrides = request.overrides | ({"max_epochs": request.epochs} if request.epochs else {})
+    files = _files(request, bundle, out)
+    _require_ids(overrides, files, bundle)
     try:
         workflow = ConfigWorkflow(
-            config_file=_files(request, bundle, out),
+            config_file=files,
             workflow_type="train",
             logging_file=False,
             bundle_root=str(out),
@@ -127,6 +130,17 @@ def _workflow(request: Request, bundle: Bundle, out: Path) -> ConfigWorkflow:
     except Exception as error:  # a bundle's expressions are its author's code
         raise BundleError(f"Bundle {bundle.title}: configs/train.json does not build: {first_cause(error)}") from error
     return workflow
+
+
+def _require_ids(overrides: dict[str, Any], files: list[str], bundle: Bundle) -> None:
+    """MONAI would take a name that is mistyped for a new id, and train with the old value."""
+    parser = ConfigParser()
+    parser.read_config(files)
+    if unknown := [name for name in overrides if name not in parser]:
+        raise BundleError(
+            f"Bundle {bundle.title}: configs/train.json has no id {', '.join(unknown)} that could get another value; "
+            "nothing was trained."
+        )
 
 
 def _files(request: Request, bundle: Bundle, out: Path) -> list[str]:
