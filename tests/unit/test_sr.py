@@ -17,6 +17,7 @@ from workers.report import evidence
 from workers.report.case import code_of, named, references, walk
 from workers.report.context import Context
 from workers.report.rules_sr import groups_of, tracking_uids
+from workers.report.sc import finding_line
 
 
 def report(reading: Reading, volumes: list[Volume], context: Context) -> Dataset:
@@ -172,6 +173,21 @@ def test_the_procedure_is_the_studys_where_its_code_is_public(
     volume, context = film(tmp_path, Modality=modality, ProcedureCodeSequence=[item] if code else [])
     ds = report(readings.film_reading(volume), [volume], context)
     assert code_of(named(ds, codes.PROCEDURE_REPORTED)[0], "ConceptCodeSequence") == expected
+
+
+@pytest.mark.parametrize(("probability", "told"), [(0.57196, 57.196), (0.572, 57.2), (0.5712, 57.1), (0.57204, 57.2)])
+def test_a_probability_by_the_threshold_is_told_as_it_was_judged(
+    probability: float, told: float, tmp_path: Path
+) -> None:
+    volume, context = film(tmp_path)
+    found = replace(readings.finding(volume, probability=probability), threshold=0.572)
+    ds = report(Reading(readings.algorithm(), readings.STARTED, (found,)), [volume], context)
+    [group] = groups_of(ds)
+    assert {value for value, unit in numbers(group).values() if unit == "%"} == {told}
+    assert (told >= 57.2) == found.present
+    line = finding_line(found).values
+    said, threshold = (float(part.split()[0]) for part in (line, line.partition("threshold ")[2]))
+    assert (said >= threshold) == found.present
 
 
 def test_the_request_of_the_images_is_answered(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def finding_group(run: Run, finding: Finding, volume: Volume, stack: Stack) -> G
     """
     name = codes.probability_of(finding.type, finding.label, calibrated=finding.calibrated)
     point = stack.next(run.header(finding.source), finding.source)
-    value = percent(finding.probability)
+    value = percent(finding.probability, digits(finding))
     image = _image(sr.SourceImageForMeasurement, run, finding.source)
     parameters = _parameters(run, finding.threshold)
     if finding.sensitivity is not None:
@@ -123,9 +123,17 @@ def segment_groups(
             yield make(run, segmentation, segment, volume, document, number)
 
 
-def percent(probability: float) -> float:
-    """Return a probability of 0..1 in percent, with three significant digits."""
-    return float(f"{100 * probability:.3g}")
+def percent(probability: float, digits: int = 3) -> float:
+    """Return a probability of 0..1 in percent, with so many significant digits."""
+    return float(f"{100 * probability:.{digits}g}")
+
+
+def digits(finding: Finding) -> int:
+    """Return with how many digits probability and threshold are told, so that both say what the presence says."""
+    for found in range(3, 12):
+        if (percent(finding.probability, found) >= percent(finding.threshold, found)) == finding.present:
+            return found
+    return 12
 
 
 def coded(code: Code) -> PydicomCode:

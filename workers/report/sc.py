@@ -80,7 +80,10 @@ def _which_image(run: Run, volume: Volume, k: int) -> str:
 def finding_line(finding: Finding) -> Line:
     """Return the line of the panel that tells a finding, its probability and its threshold."""
     noun = "probability" if finding.calibrated else "score"
-    values = f"{groups.percent(finding.probability):g} % {noun}, threshold {100 * finding.threshold:.3g} %"
+    said, threshold = (
+        f"{100 * part:.{groups.digits(finding)}g} %" for part in (finding.probability, finding.threshold)
+    )
+    values = f"{said} {noun}, threshold {threshold}"
     return Line(_FINDING if finding.present else _ABSENT, finding.label, values, solid=finding.present)
 
 
