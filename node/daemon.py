@@ -23,6 +23,7 @@ from typing import IO
 
 from node import broker, bundles, clock, reload, trust
 from node.accept import contexts, listener
+from node.accept.precheck import identify
 from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
 from node.audit import Audit
@@ -169,7 +170,7 @@ class Node:
         if Role.STAGES in self.roles:
             self._warn_of_bundles()
         if Role.LISTENER in self.roles or Role.STAGES in self.roles:
-            recover(self.db, self.spool)
+            recover(self.db, self.spool, identify)
         self._open_trail(stack, state / "audit.log")
         if Role.DOORBELL in self.roles:
             self.broker_url = stack.enter_context(broker.resolve(settings, state))
@@ -221,7 +222,7 @@ class Node:
 
     def _listen(self) -> listener.Listener:
         try:
-            lost = partial(recover, self.db, self.spool)
+            lost = partial(recover, self.db, self.spool, identify)
             return listener.serve(self.settings, self.db, self.spool, self.registry, lost=lost)
         except OSError as error:
             where = f"{self.settings.node.bind}:{self.settings.node.port}"

@@ -80,6 +80,21 @@ def inspect(
     _agree("SOP Instance UID", identifiers[_SOP_INSTANCE_UID], sop_instance)
     if reason := image.complaint(dataset, found, check, MAX_OBJECT):
         raise Refused(StoreStatus.MISMATCH, reason)
+    return _header(dataset, found, identifiers)
+
+
+def identify(dataset: Encoded, transfer_syntax: str) -> Header:
+    """Return the identifiers of a data set that this node once kept, whatever the check then was; raises `Refused`."""
+    found = _walk(dataset, transfer_syntax)
+    return _header(dataset, found, {tag: _identifier(dataset, found, tag, "lenient") for tag in _IDENTIFIERS})
+
+
+def check_structure(dataset: Encoded, transfer_syntax: str) -> None:
+    """Raise `Refused` (C000H) unless `dataset` can be parsed without risk; for the small data sets of DIMSE-N."""
+    _walk(dataset, transfer_syntax)
+
+
+def _header(dataset: Encoded, found: Structure, identifiers: Mapping[int, str]) -> Header:
     return Header(
         sop_class_uid=identifiers[_SOP_CLASS_UID],
         sop_instance_uid=identifiers[_SOP_INSTANCE_UID],
@@ -89,11 +104,6 @@ def inspect(
         == uids.INSTANCE_CREATOR_UID,
         odd_lengths=found.odd_lengths,
     )
-
-
-def check_structure(dataset: Encoded, transfer_syntax: str) -> None:
-    """Raise `Refused` (C000H) unless `dataset` can be parsed without risk; for the small data sets of DIMSE-N."""
-    _walk(dataset, transfer_syntax)
 
 
 def _walk(dataset: Encoded, transfer_syntax: str) -> Structure:

@@ -9,26 +9,55 @@ all that a row needs. A file whose row says that it was removed came again: rete
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import Protocol
 
 from pydicom.filereader import read_file_meta_info
 
-from node import clock, uids
-from node.errors import Unsuitable
+from node import clock
+from node.errors import Permanent
 from node.store import ingestlog, retention, studies
 from node.store.db import Database, rows
 from node.store.locks import housekeeping
-from node.store.spool import FOLDER_MODE, Spool
-from node.study import read_instance
+from node.store.spool import FOLDER_MODE, Encoded, Spool, dataset_offset
 
 log = logging.getLogger(__name__)
 
 _BATCH = 500
 _STRAY_AFTER_S = 3600.0
 """A temporary file this old has no writer: no instance takes an hour to write."""
+
+
+class Identifiers(Protocol):
+    """What names an instance, and whether we have made it ourselves."""
+
+    @property
+    def sop_class_uid(self) -> str:
+        """SOP Class UID (0008,0016)."""
+
+    @property
+    def sop_instance_uid(self) -> str:
+        """SOP Instance UID (0008,0018)."""
+
+    @property
+    def study_instance_uid(self) -> str:
+        """Study Instance UID (0020,000D)."""
+
+    @property
+    def series_instance_uid(self) -> str:
+        """Series Instance UID (0020,000E)."""
+
+    @property
+    def is_own_result(self) -> bool:
+        """Whether Instance Creator UID (0008,0014) is ours."""
+
+
+Identify = Callable[[Encoded, str], Identifiers]
+"""Reads data set and Transfer Syntax UID as the door does, which takes what other readers stumble over; `Permanent`."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +75,13 @@ class RecoverReport:
     unreported: int = 0
 
 
-def recover(db: Database, spool: Spool) -> RecoverReport:
+def recover(db: Database, spool: Spool, identify: Identify) -> RecoverReport:
     """Register what the spool has and the database does not know; raises `DatabaseUnavailable`, `NoRoom`."""
     with housekeeping(spool.root):
-        return _recover(db, spool)
+        return _recover(db, spool, identify)
 
 
-def _recover(db: Database, spool: Spool) -> RecoverReport:
+def _recover(db: Database, spool: Spool, identify: Identify) -> RecoverReport:
     spool.flatten()
     ingestlog.replay(spool)
     retention.finish(db, spool)
@@ -60,7 +89,7 @@ def _recover(db: Database, spool: Spool) -> RecoverReport:
     quarantined: list[str] = []
     present: set[str] = set()
     registered = 0
-    unknown = _unknown(spool, known, present, quarantined)
+    unknown = _unknown(spool, known, present, quarantined, identify)
     while batch := list(islice(unknown, _BATCH)):
         registered += studies.register(db, batch)
     missing = tuple(sorted(known - present))
@@ -89,13 +118,15 @@ def _set_unreported_aside(db: Database, spool: Spool) -> int:
     return len(unreported)
 
 
-def _unknown(spool: Spool, known: set[str], present: set[str], quarantined: list[str]) -> Iterator[studies.Received]:
+def _unknown(
+    spool: Spool, known: set[str], present: set[str], quarantined: list[str], identify: Identify
+) -> Iterator[studies.Received]:
     for relative in spool.instance_names():
         if relative in known:
             present.add(relative)
             continue
         path = spool.path(relative)
-        received = _receive(spool, path, relative)
+        received = _receive(spool, path, relative, identify)
         if received is None:
             _quarantine(spool, path)
             quarantined.append(relative)
@@ -103,26 +134,30 @@ def _unknown(spool: Spool, known: set[str], present: set[str], quarantined: list
             yield received
 
 
-def _receive(spool: Spool, path: Path, relative: str) -> studies.Received | None:
+def _receive(spool: Spool, path: Path, relative: str, identify: Identify) -> studies.Received | None:
     """Return the row that belongs to a file, or None when its bytes are not those its name promises."""
     if not spool.verify(relative, path.stem):
         return None
     try:
-        instance = read_instance(path)
-    except Unsuitable:
+        meta = read_file_meta_info(path)
+        syntax = str(meta.get("TransferSyntaxUID", ""))
+        with path.open("rb") as file:
+            mapped = mmap(file.fileno(), 0, access=ACCESS_READ)
+        found = identify(memoryview(mapped)[dataset_offset(mapped) :], syntax)
+    except (Permanent, ValueError):
         return None
     status = path.stat()
     return studies.Received(
-        sop_instance_uid=instance.sop_instance_uid,
-        sop_class_uid=instance.sop_class_uid,
-        transfer_syntax_uid=instance.transfer_syntax_uid,
-        study_instance_uid=instance.study_instance_uid,
-        series_instance_uid=instance.series_instance_uid,
+        sop_instance_uid=found.sop_instance_uid,
+        sop_class_uid=found.sop_class_uid,
+        transfer_syntax_uid=syntax,
+        study_instance_uid=found.study_instance_uid,
+        series_instance_uid=found.series_instance_uid,
         sha256=path.stem,
         path=relative,
         size=status.st_size,
-        calling_ae=str(read_file_meta_info(path).get("SourceApplicationEntityTitle", "")),
-        is_own_result=instance.attributes.get("InstanceCreatorUID") == uids.INSTANCE_CREATOR_UID,
+        calling_ae=str(meta.get("SourceApplicationEntityTitle", "")),
+        is_own_result=found.is_own_result,
         received_at=status.st_mtime,
     )
 
@@ -140,6 +175,6 @@ def _log(report: RecoverReport) -> None:
     if report.unreported:
         log.warning("%d results that no job reported lie in quarantine now.", report.unreported, extra=extra)
     for name in report.quarantined:
-        log.error("%s does not hold the bytes it is named after; it lies in quarantine now.", name, extra=extra)
+        log.error("%s does not hold what it is named after; it lies in quarantine now.", name, extra=extra)
     for name in report.missing:
         log.error("%s is in the database but not in the spool; jobs that need it will say so.", name, extra=extra)

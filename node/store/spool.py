@@ -251,15 +251,18 @@ class Spool:
 
 
 def dataset_sha256(path: Path) -> str:
-    """Return the SHA-256 of the data set of a Part 10 file, its bytes after the File Meta Information (PS3.10 §7.1).
-
-    Raises `ValueError` when there is no File Meta Information with a group length.
-    """
+    """Return the SHA-256 of the data set of a Part 10 file; raises `ValueError` as `dataset_offset`."""
     with path.open("rb") as file:
         head = file.read(_PREAMBLE + _GROUP_LENGTH)
-    if len(head) < _PREAMBLE + _GROUP_LENGTH or head[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00":
-        raise ValueError(f"{path.name} has no File Meta Information Group Length")
-    return _sha256(path, _PREAMBLE + _GROUP_LENGTH + int.from_bytes(head[-4:], "little"))
+    return _sha256(path, dataset_offset(head))
+
+
+def dataset_offset(part10: Encoded) -> int:
+    """Return where the data set begins in a Part 10 file of ours (PS3.10 §7.1); raises `ValueError` for others."""
+    head = bytes(part10[: _PREAMBLE + _GROUP_LENGTH])
+    if head[128:140] != b"DICM\x02\x00\x00\x00UL\x04\x00" or len(head) < _PREAMBLE + _GROUP_LENGTH:
+        raise ValueError("there is no File Meta Information Group Length")
+    return len(head) + int.from_bytes(head[-4:], "little")
 
 
 def _sha256(path: Path, offset: int) -> str:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from node import clock
+from node.accept.precheck import identify
 from node.assemble.recover import recover
 from node.store import invariants
 from node.store.db import Database, rows
@@ -37,7 +38,7 @@ def test_kill_minus_9_while_deleting_and_receiving_the_same_instances(tmp_path: 
         db, spool = Database(f"sqlite:///{tmp_path}/w.db"), Spool(tmp_path / "spool", 0)
         spool.sweep_tmp(0)
         interrupted += len(spool.aside())
-        recover(db, spool)
+        recover(db, spool, identify)
         assert spool.aside() == []
         found = invariants.check(db, spool, clock.now() + 7200, sent=ledger)
         assert [f for f in found if f.invariant != "I2"] == []  # stored and killed before the answer is allowed
