@@ -130,10 +130,10 @@ def percent(probability: float, digits: int = 3) -> float:
 
 def digits(finding: Finding) -> int:
     """Return with how many digits probability and threshold are told, so that both say what the presence says."""
-    for found in range(3, 12):
+    for found in range(3, 6):
         if (percent(finding.probability, found) >= percent(finding.threshold, found)) == finding.present:
             return found
-    return 12
+    return 6
 
 
 def coded(code: Code) -> PydicomCode:
