@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from collections import Counter
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -19,6 +20,8 @@ from node.web.health import Health
 
 HEADER_WITHIN_S = 10.0
 """Seconds in which a request's header must be there; seen to within as long again."""
+AT_ONCE, SPARE = 64, 8
+"""Connections at the same time; with fewer than `SPARE` left, one on which nothing happens makes room."""
 
 
 class Impatient(H11Protocol):
@@ -26,7 +29,9 @@ class Impatient(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to watch."""
+        self._make_room()
         super().connection_made(transport)
+        self.begun = self.loop.time()
         self._watch = self.loop.call_later(HEADER_WITHIN_S, self._look, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -34,14 +39,34 @@ class Impatient(H11Protocol):
         self._watch.cancel()
         super().connection_lost(exc)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether no request is in hand."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _make_room(self) -> None:
+        """Where places run short, end the connection that has waited longest of the address that waits most often.
+
+        A stranger could otherwise keep everybody else outside by connections on which nothing happens.
+        """
+        if len(self.connections) < AT_ONCE - SPARE:
+            return
+        waiting = [one for one in self.connections if isinstance(one, Impatient) and one.is_waiting]
+        by_address = [(one.client[0], one) for one in waiting if one.client and not one.transport.is_closing()]
+        for crowd, _ in Counter(address for address, _ in by_address).most_common(1):
+            min((one for address, one in by_address if address == crowd), key=_begun).transport.close()
+
     def _look(self, last: RequestResponseCycle | None) -> None:
         """End it when still the same request has been answered, and no other has begun, as at the look before."""
-        is_waiting = self.cycle is None or self.cycle.response_complete
-        if is_waiting and self.cycle is last:
+        if self.is_waiting and self.cycle is last:
             self.transport.write(b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
             self.transport.close()
             return
         self._watch = self.loop.call_later(HEADER_WITHIN_S, self._look, self.cycle)
+
+
+def _begun(connection: Impatient) -> float:
+    return connection.begun
 
 
 class Server:
@@ -74,7 +99,7 @@ def serve(
         log_config=None,
         access_log=False,  # a path may hold a Study Instance UID
         server_header=False,
-        limit_concurrency=64,
+        limit_concurrency=AT_ONCE,
         timeout_keep_alive=5,
         h11_max_incomplete_event_size=16 * 1024,
         timeout_graceful_shutdown=2,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 import socket
+from contextlib import ExitStack
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -286,6 +287,20 @@ def test_a_request_that_does_not_come_ends_its_connection(node: Node, monkeypatc
             assert said.count(b"HTTP/1.1 408") == 1
     finally:
         server.stop()
+
+
+def test_connections_on_which_nothing_happens_keep_nobody_outside(node: Node) -> None:
+    import httpx
+
+    node.settings = node.settings.model_copy(update={"web": node.settings.web.model_copy(update={"port": 0})})
+    server = serve(node.db, node.settings, node.health)
+    address = ("127.0.0.1", server.port)
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        for _ in range(3):
+            for _ in range(60):
+                stack.enter_context(socket.create_connection(address, timeout=30))
+            assert httpx.get(f"http://127.0.0.1:{server.port}/healthz", timeout=30).status_code == 200
 
 
 def test_the_server_listens_and_stops(node: Node) -> None:
