@@ -112,7 +112,7 @@ def _modality(inputs: Mapping[str, Any]) -> str:
 
 def _dimensions(inputs: Mapping[str, Any]) -> int:
     """3 also for a flat network that reads a volume slice by slice."""
-    is_sliced = _modality(inputs) in _SLICED and inputs.get("num_channels", 1) == 1
+    is_sliced = _modality(inputs) in _SLICED and not _is_color(inputs)
     return 2 if _is_flat(inputs) and not is_sliced else 3
 
 

@@ -139,5 +139,8 @@ def test_a_flat_network_reads_slices_or_color() -> None:
     sliced = {"modality": "CT", "num_channels": 1, "spatial_shape": [96, 96]}
     config = filled(skeleton("flat", zoo_like("Slices", sliced, outputs))[0])
     assert (config.per_slice, config.dimensions, config.segment[0].measurements) == (True, 3, ["volume"])
+    several = {"modality": "MR", "num_channels": 4, "spatial_shape": [128, 128]}
+    config = filled(skeleton("flat", zoo_like("Slices", several, outputs))[0])
+    assert (config.per_slice, config.dimensions, len(config.channel)) == (True, 3, 4)
     by_itself = skeleton("flat", zoo_like("Slices", sliced, outputs), inferer='{"_target_": "SliceInferer"}')[0]
     assert (filled(by_itself).per_slice, filled(by_itself).dimensions) == (False, 3)

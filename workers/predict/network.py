@@ -144,7 +144,7 @@ class Network:
         with torch.no_grad(), self._at_work(volume):
             kept = self._kept or {}
             case, said = kept.pop(volume.sources) if volume.sources in kept else self._asked(volume)
-            steps = [step for step in getattr(self._after, "transforms", ()) if type(step) is Activationsd]
+            steps = [step for step in loaded.steps(self._after) if type(step) is Activationsd]
             if steps:
                 key = steps[0].keys[0]
                 said = torch.as_tensor(steps[0]({key: MetaTensor(said)})[key])
