@@ -30,12 +30,20 @@ def warm() -> Iterator[Reader]:
 
 
 @pytest.fixture
-def warm_child(warm: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dry runs in one child, which lives on from reading to reading as that of a worker does."""
-    lasting = SimpleNamespace(read=warm.read, stop=lambda: None)
-    monkeypatch.setattr("workers.reader.Reader", lambda: lasting)
+def warm_child(warm: Reader, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Dry runs in one child, which lives on from reading to reading as that of a worker does; each wants to end it."""
+    told: list[str] = []
+
+    def start() -> SimpleNamespace:
+        told.append("start")
+        return SimpleNamespace(read=warm.read, stop=lambda: told.append("stop"))
+
+    monkeypatch.setattr("workers.reader.Reader", start)
+    yield
+    assert told == ["start", "stop"] * (len(told) // 2)
 
 
+@pytest.mark.usefixtures("warm_child")  # the first of them: it waits for the child to load torch
 def test_a_volume_is_read_and_the_figures_are_said(tmp_path: Path) -> None:
     said = dryrun.dry_run(segmenter(tmp_path / "phantom"), SETTINGS)
     assert said["phantom"] == "CT, 64×128×128"
