@@ -73,7 +73,7 @@ def test_everything_odd_then_a_good_study(node: tuple[WetreadNode, Pacs], shared
     assert set(acknowledged) <= set(spooled), "an acknowledged instance is not in the spool"
     assert all(dataset_sha256(spooled[digest]) == digest for digest in acknowledged)
 
-    chest, _ = phantoms.chest_film(seed=1)
+    chest, _ = phantoms.chest_film(seed=1, size=512)
     assert scanner.send([chest], "127.0.0.1", running.port, ae="STORESCU").ok
     running.wait_for_studies({chest.StudyInstanceUID}, {"DONE"}, timeout_s=400)
     studies = {row["study_instance_uid"] for row in running.wetread("studies", "list", "--limit", "1000")}

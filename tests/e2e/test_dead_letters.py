@@ -77,7 +77,7 @@ def stuck(folder: Path) -> None:
 def test_dead_letters_are_listed_shown_retried_and_dropped(node: tuple[WetreadNode, Pacs]) -> None:
     running, pacs = node
     slices, _ = phantoms.volume(modality="MR")
-    film, _ = phantoms.chest_film(seed=1)
+    film, _ = phantoms.chest_film(seed=1, size=512)
     assert scanner.send([film], "127.0.0.1", running.port, ae="STORESCU").ok
     dead = wait_for_dead(running, "delivery", 3)
     assert {letter["document"] for letter in dead} == {"SR", "SEG", "SC"}

@@ -50,7 +50,7 @@ def _wait_for(client: redis.Redis) -> None:
 
 def test_a_film_is_read_over_redis_and_postgresql(redis_url: str, postgres_url: str, tmp_path: Path) -> None:
     port = free_port()
-    film, _ = phantoms.chest_film(seed=2)
+    film, _ = phantoms.chest_film(seed=2, size=512)
     with (
         Pacs(tmp_path / "pacs", peers={"WETREAD": ("127.0.0.1", port)}) as pacs,
         wetread_node.running(
