@@ -204,7 +204,7 @@ def _reloaded(config: Path, before: Settings) -> Settings | None:
         if loaded.broker != before.broker or state_folder(loaded) != state_folder(before):
             raise Permanent("wetread.toml: broker or state folder changed, which needs a restart of the worker.")
         logs.configure(loaded.log)
-    except WetreadError as error:
+    except (WetreadError, OSError, ValueError) as error:  # whatever is wrong with a file, the worker goes on
         log.error("The old configuration stays. %s", error, extra={"action": "configuration_refused"})
         return None
     changed = reload.changed(before, loaded)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
 from node.errors import Permanent
 from node.store.db import BUSY_TIMEOUT_S, Database, rows
 from node.store.spool import Spool
+from node.store.syncing import Syncer, fsync_folder
 
 DATABASE = "wetread.db"
 SPOOL = "spool"
@@ -31,7 +33,7 @@ def backup(db: Database, spool: Spool, folder: Path) -> int:
     if db.dialect != "sqlite":
         raise Permanent("The database is PostgreSQL: copy it with pg_dump first, then the spool's folder.")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    copied = 0
+    copied: list[str] = []
     for _ in range(TRIES):
         snapshot = folder / f"{DATABASE}.new"
         snapshot.unlink(missing_ok=True)
@@ -42,8 +44,10 @@ def backup(db: Database, spool: Spool, folder: Path) -> int:
         snapshot.chmod(0o640)
         copied += _copy(spool.root, folder / SPOOL)
         if not _missing(snapshot, folder / SPOOL):
+            _sync(folder, [snapshot.name, *(f"{SPOOL}/{name}" for name in copied)])
             snapshot.replace(folder / DATABASE)
-            return copied
+            fsync_folder(folder)
+            return len(copied)
     raise Permanent(f"Files of the spool went while they were copied, {TRIES} times; try again when less is deleted.")
 
 
@@ -61,37 +65,51 @@ def restore(folder: Path, database: Path, spool: Path) -> int:
     new = database.with_name(f"{database.name}.restored")
     shutil.copyfile(folder / DATABASE, new)
     new.chmod(0o640)
+    _sync(database.parent, [new.name])
+    if copied:
+        _sync(spool, copied)
     for suffix in ("", "-wal", "-shm"):
         old = database.with_name(database.name + suffix)
         if old.exists():
             old.replace(database.with_name(f"{database.name}.before-restore{suffix}"))
     new.replace(database)
-    return copied
+    fsync_folder(database.parent)
+    return len(copied)
 
 
-def _copy(source: Path, target: Path) -> int:
-    """Copy every file below `source` that `target` does not have in its size; what goes meanwhile is passed over."""
-    copied = 0
+def _copy(source: Path, target: Path) -> list[str]:
+    """Copy every file below `source` that `target` does not have in its size; what goes meanwhile is passed over.
+
+    Returns the names of those that were copied, relative to `target`; none is synced yet.
+    """
+    copied: list[str] = []
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         if name.parts[0] in _PASSING or path.is_symlink() or not path.is_file():
             continue
         try:
-            copied += _copy_one(path, target / name)
+            is_new = _copy_one(path, target / name)
         except FileNotFoundError:
             continue
+        copied += [name.as_posix()] * is_new
     return copied
 
 
-def _copy_one(path: Path, target: Path) -> int:
+def _sync(root: Path, names: Sequence[str]) -> None:
+    """A copy that is said to be made survives a power cut."""
+    with closing(Syncer(root)) as sync:
+        sync(names)
+
+
+def _copy_one(path: Path, target: Path) -> bool:
     status = path.stat()
     if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns):
-        return 0
+        return False
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = target.with_name(f"{target.name}.new")
     shutil.copy2(path, new)
     new.replace(target)
-    return 1
+    return True
 
 
 def _missing(snapshot: Path, spool: Path) -> list[str]:

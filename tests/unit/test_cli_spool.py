@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,8 @@ from node import cli
 from node.daemon import Node, Pace
 from node.settings import load_routes, load_settings
 from node.simulate import scanner
-from node.store import studies
+from node.store import backup, studies
+from node.store.syncing import Syncer
 
 CONFIG = """
 [node]
@@ -108,6 +112,27 @@ def test_a_copy_made_beside_the_running_node_is_whole_and_starts_again(
     with other:
         assert {study["study_instance_uid"] for study in studies.listing(other.db)} == expected
         assert cli.run(["spool", "verify", "--config", str(again)]) == 0
+
+
+class Unwritten(Syncer):
+    """A disk that fails when what was copied is to be written."""
+
+    def __call__(self, names: Iterable[str]) -> None:
+        assert len(list(names)) > 1
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_copy_is_made_only_when_a_power_cut_would_leave_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, node = start(tmp_path)
+    copy = tmp_path / "copy"
+    with node:
+        push(node, "DONE")
+        with monkeypatch.context() as patch:
+            patch.setattr(backup, "Syncer", Unwritten)
+            assert cli.run(["spool", "backup", str(copy), "--config", str(config)]) == 1
+        assert not (copy / "wetread.db").exists()
+        assert cli.run(["spool", "backup", str(copy), "--config", str(config)]) == 0
+    assert (copy / "wetread.db").exists()
 
 
 def test_what_is_no_copy_is_not_put_in_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
