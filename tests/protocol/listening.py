@@ -21,6 +21,7 @@ from pynetdicom.pdu_primitives import P_DATA
 
 from node.accept.guard import Limits
 from node.accept.listener import Listener, serve
+from node.accept.precheck import identify
 from node.assemble.recover import recover
 from node.metrics import Registry
 from node.settings import DatabaseSettings, NodeSettings, Settings, SpoolSettings
@@ -77,7 +78,7 @@ def listening(
     where = {"spool": SpoolSettings(url=folder / "state" / "spool"), "database": DatabaseSettings(url=str(db.url))}
     settings = (settings or Settings(node=NodeSettings(port=0))).model_copy(update=where)
     spool, metrics = Spool(settings.spool.url, refuse_below), Registry()
-    listener = serve(settings, db, spool, metrics, limits, lost=partial(recover, db, spool))
+    listener = serve(settings, db, spool, metrics, limits, lost=partial(recover, db, spool, identify))
     try:
         yield Node(listener, spool, db, metrics, folder / "state" / "audit.log")
     finally:

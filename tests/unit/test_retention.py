@@ -11,6 +11,7 @@ import pytest
 from pydicom.dataset import Dataset
 
 from node import clock, uids
+from node.accept.precheck import identify
 from node.assemble.recover import recover
 from node.settings import Destination, Settings, SpoolSettings
 from node.store import deliveries, jobs, retention, studies
@@ -107,7 +108,7 @@ def test_what_is_delivered_and_past_its_time_goes_and_its_rows_stay(house: House
     (series,) = studies.show(house.db, house.uid)["series"]
     assert (series["instances"], series["removed"]) == (3, 3)
     assert house.tick() == 0
-    report = recover(house.db, house.spool)
+    report = recover(house.db, house.spool, identify)
     assert (report.registered, report.missing, report.swept) == (0, (), 0)
 
 
@@ -255,7 +256,7 @@ def test_a_crash_between_leaves_nothing_or_what_recovery_understands(
     assert len(spool.aside()) == 3
     committed = house.removed()
     assert committed == (3 if point == "first discard" else 0)
-    report = recover(house.db, Spool(spool.root, 0))
+    report = recover(house.db, Spool(spool.root, 0), identify)
     assert (report.registered, report.missing, spool.aside()) == (0, (), [])
     assert sum(spool.path(path).exists() for path in images) == 3 - committed
     assert studies.show(house.db, house.uid)["state"] == "DONE"
@@ -267,7 +268,7 @@ def test_received_again_and_killed_before_the_row_it_is_still_there(house: House
     house.done()
     house.tick()
     stored = store(house.spool, house.images[0])  # acknowledged; then the node was killed
-    report = recover(house.db, house.spool)
+    report = recover(house.db, house.spool, identify)
     assert report.registered == 1
     assert house.spool.verify(stored.path, stored.sha256)
     assert studies.show(house.db, house.uid)["state"] == "RECEIVING"
@@ -323,7 +324,7 @@ def test_a_result_that_no_job_reported_x_and_a_young_one_stays(house: House) -> 
     _, result = house.done()
     old, young = house.spool.store_result(b"old"), house.spool.store_result(b"young")
     os.utime(house.spool.path(old.path), (OLD, OLD))
-    assert recover(house.db, house.spool).unreported == 1
+    assert recover(house.db, house.spool, identify).unreported == 1
     assert not house.spool.path(old.path).exists()
     assert house.spool.path(young.path).exists()
     assert house.spool.path(result).exists()
