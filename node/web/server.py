@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections import Counter
+from operator import attrgetter
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -54,7 +55,7 @@ class Impatient(H11Protocol):
         waiting = [one for one in self.connections if isinstance(one, Impatient) and one.is_waiting]
         by_address = [(one.client[0], one) for one in waiting if one.client and not one.transport.is_closing()]
         for crowd, _ in Counter(address for address, _ in by_address).most_common(1):
-            min((one for address, one in by_address if address == crowd), key=_begun).transport.close()
+            min((one for address, one in by_address if address == crowd), key=attrgetter("begun")).transport.close()
 
     def _look(self, last: RequestResponseCycle | None) -> None:
         """End it when still the same request has been answered, and no other has begun, as at the look before."""
@@ -63,10 +64,6 @@ class Impatient(H11Protocol):
             self.transport.close()
             return
         self._watch = self.loop.call_later(HEADER_WITHIN_S, self._look, self.cycle)
-
-
-def _begun(connection: Impatient) -> float:
-    return connection.begun
 
 
 class Server:

@@ -162,14 +162,16 @@ def test_a_sync_or_write_that_fails_is_refused_and_not_tried_again(spool: Spool,
     assert kept(spool) == {before.stored.sha256, after.stored.sha256}
 
 
-def test_files_that_cannot_be_synced_stay_in_the_log(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Syncer, names: Iterable[str]) -> None:
-        raise OSError(5, "broken")
+def broken(self: Syncer, names: Iterable[str]) -> None:
+    """Be the sync of a disk that fails."""
+    raise OSError(5, "broken")
 
+
+def test_files_that_cannot_be_synced_stay_in_the_log(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     log = IngestLog(spool)
     entry = log.append(META, b"data")
     entry.lay_out()
-    monkeypatch.setattr(Syncer, "__call__", fail)
+    monkeypatch.setattr(Syncer, "__call__", broken)
     log.close()
     assert len(logs(spool)) == 1
     with pytest.raises(NoRoom):
@@ -250,14 +252,11 @@ def test_a_replay_needs_few_descriptors_however_many_logs_there_are(spool: Spool
 def test_a_replay_believes_no_file_whose_sync_may_have_failed(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a failed sync the kernel shows the right bytes from its memory, and calls the next sync a success."""
 
-    def fail(self: Syncer, names: Iterable[str]) -> None:
-        raise OSError(5, "broken")
-
     log = IngestLog(spool)
     entry = log.append(META, b"data")
     entry.lay_out()
-    with monkeypatch.context() as broken:
-        broken.setattr(Syncer, "__call__", fail)
+    with monkeypatch.context() as patch:
+        patch.setattr(Syncer, "__call__", broken)
         log.close()
     with spool.path(entry.stored.path).open("rb") as never_on_disk:
         assert replay(spool) == 1

@@ -80,10 +80,9 @@ def _which_image(run: Run, volume: Volume, k: int) -> str:
 def finding_line(finding: Finding) -> Line:
     """Return the line of the panel that tells a finding, its probability and its threshold."""
     noun = "probability" if finding.calibrated else "score"
-    said, threshold = (
-        f"{100 * part:.{groups.digits(finding)}g} %" for part in (finding.probability, finding.threshold)
-    )
-    values = f"{said} {noun}, threshold {threshold}"
+    digits = groups.digits(finding)
+    said, threshold = (groups.percent(part, digits) for part in (finding.probability, finding.threshold))
+    values = f"{said:g} % {noun}, threshold {threshold:g} %"
     return Line(_FINDING if finding.present else _ABSENT, finding.label, values, solid=finding.present)
 
 
