@@ -16,7 +16,6 @@ from node.errors import Permanent, WetreadError
 
 if TYPE_CHECKING:
     from node.daemon import Node
-    from node.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +44,12 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     stopping, reloading = _stop_on_signals(), _set_by(signal.SIGHUP)
     with Node(settings, routes, roles=[role for role in Role if role in (roles or ROLES)]) as node:
         if node.broker_url == broker.MEMORY:
-            _work_here(settings, with_worker, stopping, reloading)
+            _work_here(node, with_worker, stopping, reloading)
             return
         worker = Worker(config or find_config()) if with_worker else None
         try:
             while not stopping.wait(1.0):
+                _require_sound(node)
                 if reloading.is_set():
                     reloading.clear()
                     if _reload(node, config) and worker is not None:
@@ -84,16 +84,24 @@ def _reload(node: Node, config: Path | None) -> bool:
     return bool(workers)
 
 
-def _work_here(settings: Settings, with_worker: bool, stopping: threading.Event, reloading: threading.Event) -> None:
+def _require_sound(node: Node) -> None:
+    """Raise what the start came to that had to wait for the database."""
+    if node.failure is not None:
+        raise node.failure
+
+
+def _work_here(node: Node, with_worker: bool, stopping: threading.Event, reloading: threading.Event) -> None:
     """Without a broker only a worker in this very process can be told of jobs; it takes in nothing on SIGHUP."""
     from node import broker
 
     threading.Thread(target=_decline, args=(reloading,), name="reload", daemon=True).start()
-    if with_worker:
-        import_module("workers.app").work(settings, broker.MEMORY, ["read", "send"])
-    else:
+    if not with_worker:
         click.echo("wetread: no broker: nothing will be read; install valkey, or use --with-worker", err=True)
-        stopping.wait()
+    while not stopping.wait(0.1):
+        _require_sound(node)
+        if with_worker and node.has_begun.is_set():
+            import_module("workers.app").work(node.settings, broker.MEMORY, ["read", "send"])
+            return
 
 
 def _decline(reloading: threading.Event) -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -21,18 +21,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from node import broker, bundles, clock, reload, trust
+from node import broker, bundles, reload, trust
 from node.accept import contexts, listener
 from node.accept.precheck import identify
 from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
 from node.audit import Audit
-from node.errors import BundleError, Permanent, WetreadError
+from node.errors import BundleError, DatabaseUnavailable, Permanent
 from node.leash import leashed
+from node.loop import Loop as Loop
 from node.metrics import Registry
 from node.route import doorbell, router
 from node.settings import Routes, Settings, state_folder
-from node.store import retention, studies, transfers
+from node.store import opening, retention, studies, transfers
 from node.store.db import Database
 from node.store.locks import lock_state
 from node.store.spool import Spool
@@ -41,9 +42,8 @@ from node.web.health import Health
 
 log = logging.getLogger(__name__)
 
+_MEANWHILE = "what is sent to a listener is taken, kept in the ingest log and registered then."
 _ROOT = Path(__file__).resolve().parent.parent
-MAX_PAUSE_S = 30.0
-"""The longest wait after failures in a row; the usual pace returns with the first success."""
 
 
 @dataclass(frozen=True)
@@ -70,46 +70,11 @@ class Role(StrEnum):
     """Status pages, health, metrics."""
 
 
-class Loop:
-    """One thread that calls `tick` every `period` seconds until stopped, slower while it fails."""
-
-    def __init__(self, name: str, period: float, tick: Callable[[], object], health: Health) -> None:
-        self._name, self._period, self._tick, self._health = name, period, tick, health
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
-
-    def stop(self, timeout: float = 10.0) -> None:
-        """End after the tick in hand."""
-        self._stop.set()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        failures = 0
-        while not self._stop.is_set():
-            try:
-                self._tick()
-                failures = 0
-                self._health.good(self._name)
-            except WetreadError as error:
-                failures += 1
-                self._failed(str(error), failures)
-            except Exception as error:  # a fault in one stage must not silence the others
-                failures += 1
-                log.exception("Stage %s failed; it goes on.", self._name, extra={"action": "tick_failed"})
-                self._failed(f"unexpected {type(error).__name__}", failures, logged=True)
-            self._stop.wait(clock.pause(self._period, failures + 1, MAX_PAUSE_S) if failures else self._period)
-
-    def _failed(self, why: str, failures: int, logged: bool = False) -> None:
-        self._health.bad(self._name, why)
-        if failures == 1 and not logged:  # a database that is away for an hour is one line, not a thousand
-            log.warning("Stage %s: %s", self._name, why, extra={"action": "tick_failed"})
-
-
 class Node:
     """A running node, or those `roles` of one; a context manager.
 
-    Raises `Permanent` when another process holds one of the roles on the same state folder.
+    Raises `Permanent` when another process holds one of the roles on the same state folder. A database that is not up
+    is waited for: the doors are open meanwhile, and what was acknowledged before is recovered as soon as it is there.
     """
 
     def __init__(
@@ -119,6 +84,10 @@ class Node:
         self.broker_url = ""
         """Where the doorbell rings; empty without that role."""
         self.health, self.registry = Health(), Registry()
+        self.failure: Exception | None = None
+        """Why the node must end, where that came out only when the database was up at last."""
+        self.has_begun = threading.Event()
+        """Set when the database is there and all stages run."""
         self._stack = ExitStack()
         self._stopping = threading.Event()
 
@@ -163,24 +132,52 @@ class Node:
         settings, state = self.settings, state_folder(self.settings)
         for role in self.roles:
             stack.enter_context(lock_state(state, role))
-        self.db = Database(settings.database.url)
+        self.db = Database(settings.database.url, later=True)
         stack.callback(self.db.close)
-        self.db.require_sound()
         self.spool = Spool(settings.spool.url, settings.spool.refuse_below)
         if Role.STAGES in self.roles:
             self._warn_of_bundles()
-        if Role.LISTENER in self.roles or Role.STAGES in self.roles:
-            recover(self.db, self.spool, identify)
-        self._open_trail(stack, state / "audit.log")
         if Role.DOORBELL in self.roles:
             self.broker_url = stack.enter_context(broker.resolve(settings, state))
-        self._start_loops(stack)
+        begun = stack.enter_context(ExitStack())
+        with suppress(DatabaseUnavailable):
+            self._begin(begun)
         if Role.LISTENER in self.roles:
             self.listener = self._listen()
             stack.callback(self.listener.stop)
         if Role.WEB in self.roles:
             self._start_web(stack)
+        if not self.has_begun.is_set():
+            self._begin_later(stack, begun)
         log.info("%s", self._ready(), extra={"action": "started"})
+
+    def _begin(self, begun: ExitStack) -> None:
+        """Do what takes the database: recover before any stage looks, or half of a study would seem to be all of it."""
+        with ExitStack() as stack:
+            self.db.open()
+            self.db.require_sound()
+            if Role.LISTENER in self.roles or Role.STAGES in self.roles:
+                recover(self.db, self.spool, identify)
+            self._open_trail(stack, state_folder(self.settings) / "audit.log")
+            self._start_loops(stack)
+            begun.enter_context(stack.pop_all())
+        self.health.good("start")
+        self.has_begun.set()
+
+    def _begin_later(self, stack: ExitStack, begun: ExitStack) -> None:
+        """Begin on a thread of its own, once the database is there; the doors are open already."""
+        wait = partial(opening.patiently, partial(self._begin, begun), self._stopping, _MEANWHILE)
+
+        def begin() -> None:
+            try:
+                wait(told=partial(self.health.bad, "start"))
+            except Exception as error:  # what ends a start ends this one, too, however late
+                self.failure = error
+
+        thread = threading.Thread(target=begin, name="start", daemon=True)
+        stack.callback(thread.join, 15.0)
+        stack.callback(self._stopping.set)
+        thread.start()
 
     def _open_trail(self, stack: ExitStack, path: Path) -> None:
         """The stages note what went out; a node in one process also adds what its predecessor was killed before."""

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
-import shutil
-import subprocess
-import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import sqlalchemy
 
 from node.store.db import Database
+from tests.postgres import Cluster
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -30,42 +24,16 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A private PostgreSQL cluster on a Unix socket alone, run by an unprivileged user; yields its URL stem."""
-    programs = [*sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb")), shutil.which("initdb")]
-    if programs[-2:] == [None]:
-        pytest.skip("PostgreSQL is absent (no initdb)")
-    found = Path(next(str(p) for p in reversed(programs) if p)).parent
-    account = pwd.getpwnam("nobody") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    folder = Path(tempfile.mkdtemp(prefix="pg"))
-    os.chown(folder, account.pw_uid, account.pw_gid)
-    as_user: dict[str, Any] = {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
-    if os.geteuid() == 0:  # the server refuses to run as root
-        as_user |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    cluster = str(folder / "cluster")
-    options = f"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off"
-    control = [str(found / "pg_ctl"), "-D", cluster, "-w", "-l", str(folder / "log")]
-    try:
-        init = [str(found / "initdb"), "-D", cluster, "-U", "wetread", "-A", "trust", "-E", "UTF8", "--no-sync"]
-        subprocess.run(init, **as_user)
-        subprocess.run([*control, "-o", options, "start"], **as_user)
-        try:
-            yield f"postgresql+psycopg://wetread@/{{name}}?host={folder}"
-        finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **as_user)
-    finally:
-        shutil.rmtree(folder)
+def postgres_server() -> Iterator[Cluster]:
+    """A PostgreSQL server that the tests of one process share."""
+    with Cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def postgres_url(postgres_server: str) -> str:
+def postgres_url(postgres_server: Cluster) -> str:
     """The URL of a PostgreSQL database of the test's own."""
-    name = f"t{uuid.uuid4().hex}"
-    admin = sqlalchemy.create_engine(postgres_server.format(name="postgres"), isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    admin.dispose()
-    return postgres_server.format(name=name)
+    return postgres_server.make()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

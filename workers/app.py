@@ -62,16 +62,33 @@ def make_app(url: str, desk: Desk) -> Celery:
 def run(config: Path, loaded: Settings) -> int:
     """Run a worker until SIGTERM or Ctrl-C: a process for each queue, started again when it dies, and on SIGHUP.
 
-    Returns the exit status. Raises `BrokerUnavailable` where there is none that another process could ring, and as
-    `broker.resolve` does.
+    Returns the exit status. A database that is not up is waited for. Raises `BrokerUnavailable` where there is none
+    that another process could ring, as `broker.resolve` does, and as `Database.open` does but for that.
     """
+    stop, again = threading.Event(), threading.Event()
+    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, again)):
+        signal.signal(number, lambda *_, event=event: event.set())
+    if not _wait_for_database(loaded, stop):
+        return 0
     with broker.resolve(loaded, state_folder(loaded)) as url:
         if url == broker.MEMORY:
             raise BrokerUnavailable(
                 "There is no broker through which the node could tell this worker of jobs; it did not start. Install "
                 "valkey-server or redis-server, set broker.url, or run the worker within the node (--with-worker)."
             )
-        return _watch(config, loaded, url)
+        return _watch(config, loaded, url, stop, again)
+
+
+def _wait_for_database(settings: Settings, stop: threading.Event) -> bool:
+    """Wait until the database is there; False: told to stop before. Raises `Permanent` where it will not have us."""
+    from node.store import opening
+    from node.store.db import Database
+
+    db = Database(settings.database.url, later=True)
+    try:
+        return opening.patiently(db.open, stop, "nothing is read or sent.")
+    finally:
+        db.close()
 
 
 def work(settings: Settings, url: str, queues: Sequence[str]) -> None:
@@ -99,7 +116,7 @@ def open_desk(settings: Settings) -> Desk:
 
     sweep_scratch(settings, clock.now())
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
-    db = Database(settings.database.url)
+    db = Database(settings.database.url, later=True)
     return Desk(settings, db, spool, Reader(), worker_name(), now=db.now)
 
 
@@ -173,10 +190,7 @@ def _commit(desk: Desk, done: threading.Event) -> None:
             log.exception("Storage commitment failed; it goes on.", extra={"action": "commitment_failed"})
 
 
-def _watch(config: Path, current: Settings, url: str) -> int:
-    stop, again = threading.Event(), threading.Event()
-    for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, again)):
-        signal.signal(number, lambda *_, event=event: event.set())
+def _watch(config: Path, current: Settings, url: str, stop: threading.Event, again: threading.Event) -> int:
     children = {queue: _start(config, url, queue) for queue in THREADS}
     while not stop.wait(0.2):
         if again.is_set():

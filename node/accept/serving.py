@@ -113,7 +113,7 @@ class Serving:
 
     def __init__(self, channel: Channel, charge: Charge) -> None:
         self._channel, self._metrics, self._desk = channel, Registry(), RemoteDesk(channel)
-        self._db = Database(charge.database)
+        self._db = Database(charge.database, later=True)
         spool = Spool(Path(charge.spool), charge.refuse_below)
         register = partial(studies.register, self._db, late=charge.late)
         self._registrar = Registrar(register, released=self._desk.ended)

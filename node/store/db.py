@@ -6,7 +6,6 @@ either on disk when `transaction()` returns or did not happen. No statement here
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,12 +17,9 @@ from sqlalchemy import exc
 
 from node.errors import DatabaseUnavailable, NoRoom, Permanent
 from node.states import DELIVERY_MOVES, JOB_MOVES, STUDY_MOVES
-from node.store import schema
-from node.store.mounts import refuse_network
+from node.store import engine, schema
+from node.store.engine import BUSY_TIMEOUT_S as BUSY_TIMEOUT_S
 from node.store.servertime import ServerTime
-
-BUSY_TIMEOUT_S = 30.0
-"""How long a writer waits for the others before it says `DatabaseUnavailable`."""
 
 KEY = {"study": "study_instance_uid", "job": "id", "delivery": "id"}
 MOVES: Mapping[str, frozenset[tuple[Any, Any]]] = {
@@ -31,37 +27,42 @@ MOVES: Mapping[str, frozenset[tuple[Any, Any]]] = {
     "job": JOB_MOVES,
     "delivery": DELIVERY_MOVES,
 }
-_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=FULL",  # NORMAL may roll back a commit after a power cut
-    "PRAGMA foreign_keys=ON",
-    f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
-    "PRAGMA journal_size_limit=67108864",
-)
-_TCP = {
-    "connect_timeout": 5, "tcp_user_timeout": 20_000,
-    "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3,
-}  # fmt: skip
-"""How long PostgreSQL may be silent (libpq): seconds, but milliseconds for `tcp_user_timeout`; not for Unix sockets."""
-_TCP_OF_THE_SERVER = (
-    "SET tcp_user_timeout = '20s'", "SET tcp_keepalives_idle = '10s'", "SET tcp_keepalives_interval = '5s'",
-    "SET tcp_keepalives_count = 3",
-)  # fmt: skip
 
 
 class Database:
-    """The queue of record; `url` is a SQLAlchemy URL of SQLite or PostgreSQL. Safe to share between threads."""
+    """The queue of record; `url` is a SQLAlchemy URL of SQLite or PostgreSQL. Safe to share between threads.
 
-    def __init__(self, url: str) -> None:
-        self.url = _with_driver(url)
+    Opened at once, or where that may be `later` with `open` or the first statement: a server may come up after us.
+    """
+
+    def __init__(self, url: str, later: bool = False) -> None:
+        self.url = engine.with_driver(url)
         self.dialect = self.url.get_backend_name()
         if self.dialect == "sqlite":
-            _prepare_file(Path(self.url.database or ""))
+            engine.prepare_file(Path(self.url.database or ""))
         self._writer = threading.Lock()
-        self._engine = _engine(self.url)
+        self._engine = engine.make(self.url)
         self._time = ServerTime()
-        with _translated(self.url):
-            self._apply_schema()
+        self._is_open = False
+        if not later:
+            self.open()
+
+    def open(self) -> None:
+        """Make or upgrade the tables, if that has not been done yet; several threads may do it at once.
+
+        Raises `DatabaseUnavailable` when nobody answers, `Permanent` when the server does not let us in, or the schema
+        is of a later version.
+        """
+        if self._is_open:
+            return
+        try:
+            with _translated(self.url):
+                self._apply_schema()
+        except DatabaseUnavailable:
+            if not engine.refuses_us(self._engine):
+                raise
+            self._knock_again()
+        self._is_open = True
 
     @contextmanager
     def transaction(self) -> Iterator[sa.Connection]:
@@ -69,6 +70,7 @@ class Database:
 
         Raises `DatabaseUnavailable` when the database is locked or unreachable, `NoRoom` when its disk is full.
         """
+        self.open()
         with self._write_lock(), _translated(self.url), self._engine.connect() as connection:
             writing = connection.execution_options(begin="BEGIN IMMEDIATE")
             with writing.begin():
@@ -78,6 +80,7 @@ class Database:
     @contextmanager
     def reader(self) -> Iterator[sa.Connection]:
         """Yield a connection that sees one state of the database and is for reading only."""
+        self.open()
         with _translated(self.url), self._engine.connect() as connection:
             if self.dialect == "postgresql":
                 connection = connection.execution_options(postgresql_readonly=True, isolation_level="REPEATABLE READ")
@@ -126,6 +129,14 @@ class Database:
     def _look(self, connection: sa.Connection) -> None:
         if self.dialect == "postgresql":
             self._time.look(connection)
+
+    def _knock_again(self) -> None:
+        """Try once more at a server that is up: it may just have become so."""
+        try:
+            with _translated(self.url):
+                self._apply_schema()
+        except DatabaseUnavailable as error:
+            raise Permanent(f"database.url: the server is there and does not take us. {error}") from error
 
     def _apply_schema(self) -> None:
         with self._engine.connect() as connection:
@@ -210,62 +221,6 @@ def rows(connection: sa.Connection, statement: str, **values: Any) -> list[dict[
     return [dict(row) for row in connection.execute(query, values).mappings()]
 
 
-def _with_driver(url: str) -> sa.URL:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise Permanent(f'database.url: "{parsed.get_backend_name()}" is not supported; use sqlite or postgresql.')
-    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
-        raise Permanent("database.url: an SQLite database in memory loses every job; name a file.")
-    return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
-
-
-def _prepare_file(path: Path) -> None:
-    """Make the folder (0700) and the file (0640, inherited by the -wal and -shm beside it)."""
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        refuse_network(path)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
-    except OSError as error:
-        raise Permanent(f"The database file {path} cannot be opened: {error.strerror}. Check the folder.") from None
-
-
-def _engine(url: sa.URL) -> sa.Engine:
-    if url.get_backend_name() == "postgresql":
-        return _server(url)
-    engine = sa.create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S})
-
-    @sa.event.listens_for(engine, "connect")
-    def _on_connect(dbapi_connection: Any, _record: Any) -> None:
-        dbapi_connection.isolation_level = None  # we say BEGIN ourselves, see _on_begin
-        for pragma in _PRAGMAS:
-            dbapi_connection.execute(pragma)
-
-    @sa.event.listens_for(engine, "begin")
-    def _on_begin(connection: sa.Connection) -> None:
-        # A writer that says plain BEGIN fails at its first UPDATE when another wrote since: the lock comes first.
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
-
-    return engine
-
-
-def _server(url: sa.URL) -> sa.Engine:
-    """Neither side waits long for one that the network has cut off: TCP alone would for a quarter of an hour, or two.
-
-    What `url` itself says of a setting holds. The server, too, must let go of the rows that a lost host had locked.
-    """
-    wanted = {key: value for key, value in _TCP.items() if key not in url.query}
-    engine = sa.create_engine(url, pool_pre_ping=True, connect_args=wanted)
-
-    @sa.event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: Any) -> None:
-        with connection.cursor() as cursor:
-            for setting in _TCP_OF_THE_SERVER:
-                cursor.execute(setting)
-        connection.commit()
-
-    return engine
-
-
 @contextmanager
 def _translated(url: sa.URL) -> Iterator[None]:
     """Turn the drivers' errors into ours."""
@@ -278,6 +233,8 @@ def _translated(url: sa.URL) -> Iterator[None]:
             raise Permanent(f"database.url: the driver does not take it: {error.orig}.") from None
         if error.connection_invalidated:
             raise _unavailable(error) from error
+        if getattr(error.orig, "sqlstate", "") == "42501":
+            raise Permanent(f"database.url: its user may not do this: {_first_line(error.orig)}.") from None
         if getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
             raise _damaged(url, str(error.orig)) from error
         raise
@@ -294,5 +251,8 @@ def _unavailable(error: exc.SQLAlchemyError) -> DatabaseUnavailable | NoRoom:
     cause = getattr(error, "orig", None) or error
     if getattr(cause, "sqlite_errorname", "") == "SQLITE_FULL" or getattr(cause, "sqlstate", "") == "53100":
         return NoRoom("The database's disk is full; nothing was written. Free some space.")
-    first_line = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    return DatabaseUnavailable(f"The database did not answer ({first_line}); nothing was written.")
+    return DatabaseUnavailable(f"The database did not answer ({_first_line(cause)}); nothing was written.")
+
+
+def _first_line(cause: object) -> str:
+    return next(iter(str(cause).strip().splitlines()), type(cause).__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-STAGES = ("inquire", "fetch", "assemble", "route", "doorbell", "settle", "retention")
-"""The loops of the node, in the order of the pipeline."""
+STAGES = ("start", "inquire", "fetch", "assemble", "route", "doorbell", "settle", "retention")
+"""The loops of the node, in the order of the pipeline, after the start, which may wait for the database."""
 
 
 class Health:

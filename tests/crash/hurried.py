@@ -28,14 +28,14 @@ READER = (sys.executable, "-m", "tests.crash.hurried", "reader")
 
 def node(config: str, *roles: str) -> None:
     """`wetread serve`, or those `roles` of it."""
-    from node import daemon, log
+    from node import daemon, log, loop
     from node.assemble import inquiry
     from node.cli_output import load_all
     from node.route import doorbell
     from node.store import jobs
 
     doorbell.AGAIN_AFTER_S = LEASE_S
-    daemon.MAX_PAUSE_S = 1.0
+    loop.MAX_PAUSE_S = 1.0
     inquiry.MARGIN_S, inquiry.BACK_OFF_S = LEASE_S, (REST_S,)
     jobs.BACK_OFF_S = (REST_S,)
     settings, routes = load_all(Path(config))

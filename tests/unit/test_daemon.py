@@ -15,10 +15,11 @@ import pytest
 from dicomweb_client.api import DICOMwebClient
 from pydicom.data import get_testdata_file
 
-from node import daemon
+from node import loop as loop_module
 from node.accept.processes import LONGEST_PAUSE_S, Processes
-from node.daemon import Loop, Node, Pace
+from node.daemon import Node, Pace
 from node.errors import DatabaseUnavailable, Permanent
+from node.loop import Loop
 from node.settings import load_routes, load_settings
 from node.simulate import scanner
 from node.store import studies
@@ -166,7 +167,7 @@ def test_an_unexpected_error_in_a_stage_does_not_end_its_loop() -> None:
 
 def test_a_stage_outlives_a_night_of_failures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every 30 s one: after nine hours their number is more than a float can be doubled."""
-    monkeypatch.setattr(daemon, "MAX_PAUSE_S", 0.0001)
+    monkeypatch.setattr(loop_module, "MAX_PAUSE_S", 0.0001)
     health, calls = Health(), []
 
     def tick() -> None:

@@ -15,8 +15,7 @@ import sqlalchemy as sa
 
 from node.errors import DatabaseUnavailable, NoRoom, Permanent
 from node.states import StudyState
-from node.store import db as db_module
-from node.store import studies
+from node.store import engine, studies
 from node.store.db import Database, history, move, record
 from node.store.locks import lock_state
 from node.store.servertime import ServerTime
@@ -156,7 +155,7 @@ def test_a_foreign_key_is_enforced(database: Database) -> None:
 
 
 def test_a_locked_database_is_unavailable_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(db_module, "_PRAGMAS", (*db_module._PRAGMAS, "PRAGMA busy_timeout=50"))
+    monkeypatch.setattr(engine, "_PRAGMAS", (*engine._PRAGMAS, "PRAGMA busy_timeout=50"))
     db = Database(f"sqlite:///{tmp_path}/wetread.db")
     other = sqlite3.connect(tmp_path / "wetread.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
