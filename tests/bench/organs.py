@@ -59,35 +59,39 @@ def series(folder: Path, shape: Shape, spacing_mm: tuple[float, float, float]) -
     return folder
 
 
-def bundle(folder: Path, shape: Shape, spacing_mm: tuple[float, float, float], steps: int = STEPS) -> Bundle:
+def bundle(
+    folder: Path, shape: Shape, spacing_mm: tuple[float, float, float], steps: int = STEPS, device: str = "cpu"
+) -> Bundle:
     """Train the network on the CT of `shape` at 1.5 mm, and return the bundle of it in `folder`."""
     shutil.copytree(SHIPPED / "hippocampus", folder)
     slices, rows, columns = (round(count * mm / GRID_MM) for count, mm in zip(shape, spacing_mm, strict=True))
-    torch.save(_trained((slices, rows, columns), steps).state_dict(), folder / "models" / "model.pt")
+    torch.save(_trained((slices, rows, columns), steps, device).state_dict(), folder / "models" / "model.pt")
     _configure(folder / "configs" / "inference.json")
     (folder / "configs" / "dicom.toml").write_text(_DICOM + "".join(map(_segment, range(1, len(HU)))))
     return load_bundle(folder)
 
 
-def _trained(shape: Shape, steps: int) -> torch.nn.Module:
+def _trained(shape: Shape, steps: int, device: str) -> torch.nn.Module:
     """Return the network after `steps` steps on random patches, each around a voxel of an organ."""
     torch.manual_seed(SEED)
     rng, low, high = np.random.default_rng(SEED), *_WINDOW_HU
-    image = torch.from_numpy(_as_read(((_hu(shape) - low) / (high - low)).clip(0, 1)))
-    labels = torch.from_numpy(_as_read(_labels(shape)).astype(np.int64))
-    network: torch.nn.Module = ConfigParser({"network": _NETWORK}).get_parsed_content("network")
-    loss = torch.nn.CrossEntropyLoss(torch.tensor([0.2] + [1.0] * (len(HU) - 1)))
+    drawn = _as_read(_labels(shape))
+    voxels = [np.argwhere(drawn == value) for value in range(1, len(HU))]
+    image = torch.from_numpy(_as_read(((_hu(shape) - low) / (high - low)).clip(0, 1))).to(device)
+    labels = torch.from_numpy(drawn.astype(np.int64)).to(device)
+    network: torch.nn.Module = ConfigParser({"network": _NETWORK}).get_parsed_content("network").to(device)
+    loss = torch.nn.CrossEntropyLoss(torch.tensor([0.2] + [1.0] * (len(HU) - 1), device=device))
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
     for _ in range(steps):
-        places = [_patch(rng, labels.numpy()) for _ in range(BATCH)]
+        places = [_patch(rng, voxels, drawn.shape) for _ in range(BATCH)]
         answer = network(torch.stack([image[place][None] for place in places]))
         error = loss(answer, torch.stack([labels[place] for place in places]))
         optimizer.zero_grad()
         error.backward()
         optimizer.step()
         schedule.step()
-    return network.eval()
+    return network.eval().cpu()
 
 
 def _as_read(grid: NDArray[T]) -> NDArray[T]:
@@ -95,11 +99,11 @@ def _as_read(grid: NDArray[T]) -> NDArray[T]:
     return np.ascontiguousarray(grid.transpose(2, 1, 0)[::-1, ::-1])
 
 
-def _patch(rng: np.random.Generator, labels: NDArray[np.int64]) -> tuple[slice, ...]:
-    """Return a cube somewhere around a random voxel of a random organ."""
-    voxels = np.argwhere(labels == rng.integers(1, len(HU)))
-    middle = voxels[rng.integers(len(voxels))] + rng.integers(-PATCH // 4, PATCH // 4, 3)
-    starts = [int(np.clip(at - PATCH // 2, 0, size - PATCH)) for at, size in zip(middle, labels.shape, strict=True)]
+def _patch(rng: np.random.Generator, voxels: list[NDArray[np.intp]], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """Return a cube somewhere around a random one of the `voxels` of a random organ."""
+    organ = voxels[rng.integers(1, len(HU)) - 1]
+    middle = organ[rng.integers(len(organ))] + rng.integers(-PATCH // 4, PATCH // 4, 3)
+    starts = [int(np.clip(at - PATCH // 2, 0, size - PATCH)) for at, size in zip(middle, shape, strict=True)]
     return tuple(slice(start, start + PATCH) for start in starts)
 
 

@@ -2,7 +2,8 @@
 
 `python -m tests.bench.reading [--rounds 3] [--series DIR] [--json]`, or `make bench-reading`. Both ways take turns,
 with their networks warm; the label maps on the source grid must agree. The report is the SEG alone in both. CPU seconds
-are those of all threads: on a machine that does other work, too, they say more than seconds.
+are those of all threads: on a machine that does other work, too, they say more than seconds. With `--device cuda` both
+compute on the GPU, each with PyTorch's settings as it finds them or makes them; a stage ends when the GPU has done it.
 
 Cases: `hippocampus`, the shipped bundle on a crop (`--series`, or a phantom); `organs`, a CT of 300 × 512 × 512 with
 five synthetic organs, read at 1.5 mm by the network of public CT bundles, which is trained on them first; and `ct`, the
@@ -83,7 +84,9 @@ class Laps:
         self._last, self._cpu = time.perf_counter(), time.process_time()
 
     def __call__(self, stage: str) -> None:
-        """End `stage`."""
+        """End `stage`, once the GPU has done what it was given."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.took[stage] += time.perf_counter() - self._last
         self.cpu[stage] += time.process_time() - self._cpu
         self.start()
@@ -92,10 +95,10 @@ class Laps:
 class OurWay:
     """The stages of `workers/pipeline.py`, with a clock at each."""
 
-    def __init__(self, bundle: Bundle, runtime: Any = "torch") -> None:
-        self._bundle, self._network = bundle, Network(bundle, "cpu", bundle.digest, runtime)
+    def __init__(self, bundle: Bundle, runtime: Any = "torch", device: str = "cpu") -> None:
+        self._bundle, self._network = bundle, Network(bundle, device, bundle.digest, runtime)
         self._lap: Callable[[str], None] = lambda stage: None
-        for name, stage in (("_before", "prepare"), ("_inferer", "network"), ("_after", "back")):
+        for name, stage in (("_prepared", "prepare"), ("_inferer", "network"), ("_after", "back")):
             setattr(self._network, name, self._clocked(getattr(self._network, name), stage))
 
     def read(self, folder: Path, out: Path, lap: Callable[[str], None]) -> Labels:
@@ -124,8 +127,10 @@ class OurWay:
         return run
 
 
-def cases(names: Sequence[str], series: Path | None, folder: Path, slices: int = CT_SHAPE[0]) -> list[Case]:
-    """Return the named cases; what they need is made below `folder`."""
+def cases(
+    names: Sequence[str], series: Path | None, folder: Path, slices: int = CT_SHAPE[0], device: str = "cpu"
+) -> list[Case]:
+    """Return the named cases; what they need is made below `folder`, and what is trained is trained on `device`."""
     made = []
     if "hippocampus" in names:
         crop = series or phantom(folder / "crop", "MR", CROP_SHAPE, CROP_SPACING_MM)
@@ -140,7 +145,7 @@ def cases(names: Sequence[str], series: Path | None, folder: Path, slices: int =
         )
     if "organs" in names:
         shape = (slices, *CT_SHAPE[1:])
-        trained = organs.bundle(folder / "organs", shape, CT_SPACING_MM)
+        trained = organs.bundle(folder / "organs", shape, CT_SPACING_MM, device=device)
         made.append(Case("organs", trained, organs.series(folder / "organs_ct", shape, CT_SPACING_MM)))
     return made
 
@@ -169,9 +174,11 @@ def windowed(folder: Path) -> Bundle:
     return load_bundle(folder)
 
 
-def measure(case: Case, rounds: int, warm_up: int, scratch: Path, runtime: str = "torch") -> list[Pair]:
+def measure(
+    case: Case, rounds: int, warm_up: int, scratch: Path, runtime: str = "torch", device: str = "cpu"
+) -> list[Pair]:
     """Read the series `rounds` times in both ways, after `warm_up` rounds that do not count."""
-    ways = (UsualWay(case.bundle), OurWay(case.bundle, runtime))
+    ways = (UsualWay(case.bundle, device), OurWay(case.bundle, runtime, device))
     pairs = []
     for number in range(1 - warm_up, rounds + 1):
         laps = (Laps(), Laps())
@@ -240,6 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--series", type=Path, help="folder with the Part 10 files of a hippocampus crop")
     parser.add_argument("--threads", type=int, help="threads of PyTorch; as many as it likes without")
     parser.add_argument("--runtime", choices=("auto", "torch", "openvino"), default="torch", help="of our network")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both ways compute")
     parser.add_argument("--slices", type=int, default=CT_SHAPE[0], help="of the synthetic CT")
     parser.add_argument("--json", action="store_true", help="every round, as JSON")
     asked = parser.parse_args(arguments)
@@ -247,9 +255,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory(prefix="wetread-bench-") as made:
         folder = Path(made)
-        made_cases = cases(asked.cases, asked.series, folder, asked.slices)
         pairs = [
-            pair for case in made_cases for pair in measure(case, asked.rounds, asked.warm_up, folder, asked.runtime)
+            pair
+            for case in cases(asked.cases, asked.series, folder, asked.slices, asked.device)
+            for pair in measure(case, asked.rounds, asked.warm_up, folder, asked.runtime, asked.device)
         ]
     print(json.dumps([asdict(pair) for pair in pairs], indent=1) if asked.json else table(pairs))
 

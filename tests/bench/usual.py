@@ -1,12 +1,14 @@
 """The usual way to read a series with a MONAI Bundle, stage by stage: what `tests.bench.reading` compares us with.
 
 MONAI's LoadImage with its PydicomReader, the bundle's own transforms and inferer in eager float32, Invertd, and a
-Segmentation by highdicom. The stages are the ones of `tests.bench.reading`.
+Segmentation by highdicom. On a GPU what is prepared is moved there, and the answer is brought back onto the source grid
+there, as MONAI's evaluators do; PyTorch chooses its algorithms freely. The stages are those of `tests.bench.reading`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +32,11 @@ LOADER, WRITER = "LoadImaged", "SaveImaged"
 class UsualWay:
     """One bundle, ready: its network is built and its weights are loaded."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, device: str = "cpu") -> None:
+        self._bundle, self._device = bundle, torch.device(device)
         parser = ConfigParser()
         parser.read_config(str(bundle.folder / "configs" / "inference.json"))
-        parser["device"] = torch.device("cpu")
+        parser["device"] = self._device
         for key in ("preprocessing", "postprocessing"):
             steps = parser[f"{key}::transforms"]
             parser[f"{key}::transforms"] = [step for step in steps if step["_target_"] not in (LOADER, WRITER)]
@@ -43,6 +45,7 @@ class UsualWay:
         self._after: Compose = parser.get_parsed_content("postprocessing")
         self._network: torch.nn.Module = parser.get_parsed_content("network_def").eval()
         self._network.load_state_dict(torch.load(weights_path(bundle.folder), weights_only=True, map_location="cpu"))
+        self._network.to(self._device)
         self._load = LoadImaged(keys="image", reader="PydicomReader", image_only=True)
 
     def read(self, folder: Path, out: Path, lap: Callable[[str], None]) -> NDArray[np.uint8]:
@@ -51,16 +54,17 @@ class UsualWay:
         `lap` is called with the name of each stage when it ends. Slices are in order along the normal of their
         plane, as ours are; PydicomReader has them by Instance Number.
         """
-        with torch.inference_mode():
+        with torch.inference_mode(), _free_choice():
             case = self._load({"image": str(folder)})
             backwards = float(np.linalg.det(np.asarray(case["image"].affine)[:3, :3])) < 0
             lap("load")
             case = self._before(case)
+            case["image"] = case["image"].to(self._device)
             lap("prepare")
             case["pred"] = self._inferer(case["image"][None], self._network)[0]
             lap("network")
             pred = self._after(case)["pred"]
-            stack = np.asarray(pred)[0].transpose(2, 1, 0)
+            stack = np.asarray(pred.cpu())[0].transpose(2, 1, 0)
             labels = np.ascontiguousarray(stack[::-1] if backwards else stack, dtype=np.uint8)
             lap("back")
         self._report(folder, labels, out)
@@ -107,6 +111,17 @@ class UsualWay:
                 name=self._bundle.name, family=codes.DCM.ArtificialIntelligence, version=self._bundle.version
             ),
         )
+
+
+@contextmanager
+def _free_choice() -> Iterator[None]:
+    """Let PyTorch take algorithms that may say something else each time, as it does where nobody asks otherwise."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _height(ds: pydicom.Dataset) -> float:

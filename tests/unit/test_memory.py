@@ -60,3 +60,41 @@ def test_another_fault_is_no_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="channels"):
         stepping_down(inferer, lambda: inferer(torch.zeros(1, 1, 16, 16, 16), network), "it")
     assert inferer.sw_batch_size == 2
+
+
+class Placed(torch.nn.Module):
+    """Runs out of memory until the answer is put together somewhere else than on its own device."""
+
+    def __init__(self, inferer: SlidingWindowInferer) -> None:
+        super().__init__()
+        self.inferer = inferer
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        if self.inferer.device is None:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return image * 2
+
+
+def test_at_last_windows_are_put_together_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    inferer = SlidingWindowInferer((8, 8, 8), sw_batch_size=2)
+    image = torch.rand(1, 1, 16, 16, 16)
+    found = stepping_down(inferer, lambda: inferer(image, Placed(inferer)), "it")
+    assert torch.allclose(found, image * 2)
+    assert (inferer.sw_batch_size, inferer.device) == (1, torch.device("cpu"))
+
+
+def test_what_monai_says_of_a_lack_of_memory_counts_too() -> None:
+    inferer, asked = SlidingWindowInferer((8, 8, 8), sw_batch_size=2), list[int]()
+
+    def infer() -> int:
+        asked.append(inferer.sw_batch_size)
+        if inferer.sw_batch_size == 1:
+            return 1
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        except RuntimeError as error:
+            raise RuntimeError("Seems to be OOM.") from error
+
+    assert stepping_down(inferer, infer, "it") == 1
+    assert asked == [2, 1]

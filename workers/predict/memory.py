@@ -10,8 +10,14 @@ import torch
 from monai.inferers.inferer import SlidingWindowInferer
 
 log = logging.getLogger(__name__)
-_CPU_WORDS = ("can't allocate memory", "not enough memory")
-"""What PyTorch's own allocator on the CPU says in a plain RuntimeError."""
+_WORDS = (
+    "can't allocate memory",
+    "not enough memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What PyTorch's own allocator on the CPU, and the libraries of a GPU, say in a plain RuntimeError."""
 
 
 def stepping_down(inferer: Any, infer: Callable[[], Any], title: str) -> Any:
@@ -45,5 +51,7 @@ def _smaller_steps(inferer: Any) -> Iterator[str]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    is_said = any(words in str(error) for words in _CPU_WORDS)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_said
+    """Also where MONAI says so in other words, and PyTorch's own are the cause."""
+    is_said = any(words in str(error) for words in _WORDS)
+    is_caused = error.__cause__ is not None and _is_out_of_memory(error.__cause__)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or is_said or is_caused

@@ -27,7 +27,7 @@ from workers.predict import device as devices
 from workers.predict.detect import Found
 from workers.predict.loaded import to_images
 from workers.predict.memory import stepping_down
-from workers.predict.quick import LabelsBackd, quicken
+from workers.predict.quick import LabelsBackd, makes_labels_anywhere, quicken
 from workers.predict.runtime import Runner, Runtime
 from workers.predict.scripts import Scripts
 
@@ -72,6 +72,7 @@ class Network:
             raise BundleError(told) from error
         self._inferer, self._before, self._after = (parts[key] for key in _NEEDED)
         self._leaves_alone = quicken(self._before, self._after)
+        self._stays_there = makes_labels_anywhere(self._after)
         self._keys = loaded.keys(self._before)
         _ = bundle.weights_sha256  # noted now: reports name what is loaded here, whatever lies there later
         self._network = weights.load(parts.get("network_def"), bundle, self._device)
@@ -90,7 +91,7 @@ class Network:
             answer = self._said(image)
             self.shapes["network_output"] = tuple(answer.shape)
             if self._kept is not None:
-                self._kept[volume.sources] = dict(case), answer[0].as_subclass(torch.Tensor)
+                self._kept[volume.sources] = dict(case), answer[0].as_subclass(torch.Tensor).cpu()
             case["pred"] = answer[0]
             answer = self._after(case)["pred"]
             self.shapes["answer"] = tuple(answer.shape)
@@ -157,15 +158,17 @@ class Network:
         return case, self._said(image)[0].as_subclass(torch.Tensor)
 
     def _said(self, image: torch.Tensor) -> MetaTensor:
-        """Return the network's finite answer to an input (1, channel, …)."""
-        return self._require_finite(
-            stepping_down(self._inferer, partial(self._inferer, image, self._runner), self._title)
-        )
+        """Return the network's finite answer to an input (1, channel, …): where it lies, if labels are made of it there."""
+        said: MetaTensor = stepping_down(self._inferer, partial(self._finite, image), self._title)
+        return said if self._stays_there else MetaTensor(said.cpu())
+
+    def _finite(self, image: torch.Tensor) -> MetaTensor:
+        return self._require_finite(self._inferer(image, self._runner))
 
     def _brought_back(self, case: dict[Any, Any], maps: torch.Tensor) -> NDArray[np.float32]:
         """Return `maps` on the grid from which the preprocessing made `case`."""
         back = Invertd(keys="pred", transform=self._before, orig_keys=self._image_key(case), nearest_interp=False)
-        return np.asarray(back({**case, "pred": self._require_finite(maps)})["pred"], np.float32)
+        return np.asarray(back({**case, "pred": self._require_finite(maps).cpu()})["pred"], np.float32)
 
     def _prepared(self, volume: Volume) -> tuple[dict[Any, Any], torch.Tensor]:
         """Return what the preprocessing makes of `volume`, and of it the network's input (1, channel, …)."""
@@ -227,7 +230,7 @@ class Network:
             raise Permanent(f"{self._title} answered with a {type(answer).__name__}; one tensor was expected.")
         if not bool(torch.isfinite(answer).all()):
             raise Permanent(f"{self._title} answered with values that are not finite numbers; nothing was reported.")
-        return MetaTensor(answer.float().cpu())
+        return MetaTensor(answer.float())
 
 
 def _parse(bundle: Bundle, device: torch.device) -> dict[str, Any]:

@@ -18,6 +18,8 @@ _MOVE_VOXELS = {"Orientationd", "CropForegroundd", "SpatialPadd", "DivisiblePadd
 """Before Spacingd: their inverses move labels as they move classes."""
 _TAKE_WHOLE_NUMBERS = {"CastToTyped", "KeepLargestConnectedComponentd", "EnsureTyped"}
 """After argmax: they treat uint8 labels as float32 ones."""
+_COMPUTE_ANYWHERE = {"Activationsd", "EnsureTyped"}
+"""Before labels are made: they do on a GPU what they do on a CPU."""
 
 
 def quicken(before: Any, after: Any) -> bool:
@@ -36,8 +38,18 @@ def quicken(before: Any, after: Any) -> bool:
     return copies
 
 
+def makes_labels_anywhere(after: Any) -> bool:
+    """Say whether `after` may be given what a network said where it lies: only labels, on the CPU, go on from there."""
+    names = [type(step).__name__ for step in after.transforms] if isinstance(after, Compose) else []
+    made = LabelsBackd.__name__
+    return made in names and set(names[: names.index(made)]) <= _COMPUTE_ANYWHERE
+
+
 class LabelsBackd:
-    """`Invertd` and `AsDiscreted(argmax=True)` in one step."""
+    """`Invertd` and `AsDiscreted(argmax=True)` in one step, on the device of the classes; its labels are on the CPU.
+
+    Where that device has no room for it, on the CPU.
+    """
 
     argmax = (True,)
     """As `AsDiscreted` says it."""
@@ -47,6 +59,17 @@ class LabelsBackd:
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with labels on the source grid in place of classes."""
+        key = self._back.keys[0]
+        try:
+            made = self._on_its_device(data)
+        except torch.OutOfMemoryError:
+            if data[key].device.type == "cpu":
+                raise
+            made = self._on_its_device({**data, key: data[key].cpu()})
+        made[key] = made[key].cpu()
+        return made
+
+    def _on_its_device(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         with self._resampling.to_labels():
             answer: dict[Hashable, Any] = self._back(data)
         if not self._resampling.made_labels:

@@ -19,6 +19,7 @@ from monai.transforms.inverse import TraceableTransform
 from monai.transforms.spatial.array import SpatialResample
 from numpy.typing import NDArray
 
+from workers.predict import ongpu
 from workers.predict.device import cores
 from workers.predict.grid import Axis, labels_on_grid, nearest_axis
 
@@ -30,7 +31,7 @@ MAX_CLASSES = 255
 
 
 class AxisResample(SpatialResample):
-    """MONAI's SpatialResample, quick where the axes are parallel, the image is on the CPU and the mode is linear.
+    """MONAI's SpatialResample, quick where the axes are parallel and the mode is linear; forward, on the CPU alone.
 
     While `to_labels` holds, the inverse makes one channel of labels out of the channels of classes: what argmax would
     say after the interpolation. `made_labels` tells whether it did.
@@ -57,7 +58,8 @@ class AxisResample(SpatialResample):
     ) -> torch.Tensor:
         """Resample `img` (channel, column, row, slice) onto the grid of `dst_affine`, always into new memory."""
         told = {"mode": self.mode, "padding_mode": self.padding_mode} | {k: v for k, v in how.items() if v is not None}
-        plan = None if self.lazy or how.get("lazy") else _plan(img, dst_affine, spatial_size, told)
+        is_ours = img.device.type == "cpu" and not (self.lazy or how.get("lazy"))
+        plan = _plan(img, dst_affine, spatial_size, told) if is_ours else None
         if plan is None or not isinstance(img, MetaTensor):
             answer = super().__call__(img, dst_affine, spatial_size, **how)
             return answer.clone() if answer.data_ptr() == img.data_ptr() else answer
@@ -81,10 +83,16 @@ class AxisResample(SpatialResample):
         if plan is None:
             return super().inverse(data)
         self.pop_transform(data)
-        made = labels_on_grid(data.as_tensor().numpy(), plan.axes, in_parallel)
+        made = _labels(data.as_tensor(), plan.axes)
         self.made_labels = True
         with self.trace_transform(False):
-            return _tracked(torch.from_numpy(made)[None], data, plan, {}, self.get_transform_info())
+            return _tracked(made[None], data, plan, {}, self.get_transform_info())
+
+
+def _labels(classes: torch.Tensor, axes: tuple[Axis, ...]) -> torch.Tensor:
+    if classes.device.type == "cpu":
+        return torch.from_numpy(labels_on_grid(classes.numpy(), axes, in_parallel))
+    return ongpu.labels_on_grid(classes, axes)
 
 
 @dataclass(frozen=True)
@@ -100,12 +108,12 @@ def _plan(
     img: torch.Tensor, dst_affine: Any, spatial_size: Any, how: dict[str, Any], or_unchanged: bool = False
 ) -> _Plan | None:
     """Return how to sample `img`, or None where that is not linear interpolation along its own axes."""
-    if not isinstance(img, MetaTensor) or img.ndim != 4 or img.device.type != "cpu" or img.pending_operations:
+    if not isinstance(img, MetaTensor) or img.ndim != 4 or img.pending_operations:
         return None
     if dst_affine is None or spatial_size is None or isinstance(spatial_size, int):
         return None
     mode, padding = (str(getattr(how[key], "value", how[key])) for key in ("mode", "padding_mode"))
-    source, target = (np.asarray(affine, np.float64) for affine in (img.affine, dst_affine))
+    source, target = (torch.as_tensor(affine).cpu().double().numpy() for affine in (img.affine, dst_affine))
     shape, size = tuple(img.shape[1:]), tuple(int(n) for n in spatial_size)
     if mode not in ("bilinear", "linear") or source.shape != (4, 4) or target.shape != (4, 4) or len(size) != 3:
         return None
