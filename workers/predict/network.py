@@ -158,7 +158,7 @@ class Network:
         return case, self._said(image)[0].as_subclass(torch.Tensor)
 
     def _said(self, image: torch.Tensor) -> MetaTensor:
-        """Return the network's finite answer to an input (1, channel, …): where it lies, if labels are made of it there."""
+        """Return the network's finite answer to an input (1, channel, …): on its device where labels are made there."""
         said: MetaTensor = stepping_down(self._inferer, partial(self._finite, image), self._title)
         return said if self._stays_there else MetaTensor(said.cpu())
 
