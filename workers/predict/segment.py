@@ -15,6 +15,9 @@ from node.errors import Permanent
 from node.findings import Segment, Segmentation, Volume
 from workers.predict.measure import measure
 
+_FEW = 16
+"""Labels up to which it is quicker to look for each than to note every voxel's."""
+
 
 def segmentation(pred: NDArray[Any], volume: Volume, bundle: Bundle) -> Segmentation:
     """Return the Segmentation of one volume.
@@ -88,8 +91,12 @@ def _values(pred: NDArray[Any]) -> list[Any]:
     """Return the values that occur; of bytes without sorting them."""
     if pred.dtype != np.uint8:
         return list(np.unique(pred).tolist())
+    parts = pred.reshape(pred.shape[1:]).transpose()  # as labels lie in memory: slice by slice
+    most = int(parts.max())
+    if most <= _FEW:  # each is soon found, and a pass for one that is absent is quick
+        return [value for value in range(most + 1) if any(bool((part == value).any()) for part in parts)]
     occurs = np.zeros(256, np.bool_)
-    for part in pred.reshape(pred.shape[1:]).transpose():  # as labels lie in memory: slice by slice
+    for part in parts:
         occurs[part] = True
     return list(np.flatnonzero(occurs).tolist())
 

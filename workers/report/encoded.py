@@ -6,6 +6,7 @@ Explicit VR Little Endian, as all our objects are (PS3.5 §7.1.2, §7.5); nothin
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from io import BytesIO
 
 from pydicom import Dataset
@@ -19,6 +20,8 @@ _LONG = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC"
 """VRs with two reserved bytes and a length of four (PS3.5 Table 7.1-1)."""
 _ITEM, _END_OF_ITEM, _END_OF_SEQUENCE = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _UNDEFINED = 0xFFFFFFFF
+_HEAD, _ITEM_HEAD, _LENGTH = struct.Struct("<HH2sH"), struct.Struct("<HHL"), struct.Struct("<L")
+"""Of an element: tag, VR, and its length where it is short; of an item: tag and length; a long length."""
 
 
 class Item:
@@ -54,7 +57,7 @@ def sequence(ds: Dataset, keyword: str) -> list[Item]:
         return []
     raw = ds.get_item(tag)
     if isinstance(raw, RawDataElement) and raw.value is not None and raw.is_little_endian and not raw.is_implicit_VR:
-        return _items(raw.value, 0, len(raw.value))[0]
+        return _items_of(raw.value)
     alone = Dataset()
     alone.add(ds[tag])
     buffer = DicomIO(BytesIO())
@@ -64,16 +67,23 @@ def sequence(ds: Dataset, keyword: str) -> list[Item]:
     return _elements(data, 0, len(data))[0].items(keyword)
 
 
+@lru_cache(maxsize=2)
+def _items_of(value: bytes) -> list[Item]:
+    """Return the items of a sequence's value; several rules ask for those of the one object that is checked."""
+    return _items(value, 0, len(value))[0]
+
+
 def _items(data: bytes, start: int, end: int) -> tuple[list[Item], int]:
     """Return the items from `start` on, and where they ended."""
     found = []
     while start < end:
-        tag, length = _tag(data, start), struct.unpack_from("<L", data, start + 4)[0]
+        group, element, length = _ITEM_HEAD.unpack_from(data, start)
+        tag = group << 16 | element
         start += 8
         if tag == _END_OF_SEQUENCE:
             break
         if tag != _ITEM:
-            raise ValueError(f"an item was expected where ({tag >> 16:04X},{tag & 0xFFFF:04X}) stands")
+            raise ValueError(f"an item was expected where ({group:04X},{element:04X}) stands")
         item, start = _elements(data, start, end if length == _UNDEFINED else start + length)
         found.append(item)
     return found, start
@@ -83,22 +93,17 @@ def _elements(data: bytes, start: int, end: int) -> tuple[Item, int]:
     """Return the elements from `start` on, and where they ended."""
     found: dict[int, bytes | list[Item]] = {}
     while start < end:
-        tag = _tag(data, start)
+        group, element, vr, length = _HEAD.unpack_from(data, start)
+        tag = group << 16 | element
+        start += 8
         if tag == _END_OF_ITEM:
-            start += 8
             break
-        vr = data[start + 4 : start + 6]
-        form, header = ("<L", 12) if vr in _LONG else ("<H", 8)
-        length = struct.unpack_from(form, data, start + header - struct.calcsize(form))[0]
-        start += header
+        if vr in _LONG:
+            (length,) = _LENGTH.unpack_from(data, start)
+            start += 4
         if vr == b"SQ":
             found[tag], start = _items(data, start, end if length == _UNDEFINED else start + length)
         else:
             found[tag] = data[start : start + length]
             start += length
     return Item(found), start
-
-
-def _tag(data: bytes, start: int) -> int:
-    group, element = struct.unpack_from("<HH", data, start)
-    return int(group) << 16 | int(element)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,19 +33,23 @@ _POSITION_TOLERANCE_MM = 1e-3
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a SEG as it is stored: (row, column) booleans."""
+    """One frame of a SEG as it is stored; `decode` reads its pixels."""
 
     segment_number: int
     source: Source
     position: tuple[float, ...] | None
-    mask: NDArray[np.bool_]
+    decode: Callable[[], NDArray[np.bool_]]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """Which pixels are set: (row, column), decoded anew each time, because all of them at once are large."""
+        return self.decode()
 
 
 def frames(ds: Dataset) -> Iterator[Frame]:
     """Decode a SEG of our own frame by frame: 1-bit frames are packed without gaps (PS3.5 §8.1.1)."""
     [shared] = encoded.sequence(ds, "SharedFunctionalGroupsSequence")
     rows, columns, bits = int(ds.Rows), int(ds.Columns), int(ds.BitsAllocated)
-    size = rows * columns
     data = np.frombuffer(ds.PixelData, np.uint8)
     for number, groups in enumerate(encoded.sequence(ds, "PerFrameFunctionalGroupsSequence")):
         of_segment = groups.items("SegmentIdentificationSequence") or shared.items("SegmentIdentificationSequence")
@@ -55,8 +60,14 @@ def frames(ds: Dataset) -> Iterator[Frame]:
             of_segment[0].numbers("ReferencedSegmentNumber", "H")[0],
             Source(image.text("ReferencedSOPInstanceUID"), int(frame_number) if frame_number else None),
             tuple(map(float, plane[0].text("ImagePositionPatient").split("\\"))) if plane else None,
-            _pixels(data, number * size, size, bits).reshape(rows, columns) > 0,
+            partial(_mask, data, number, (rows, columns), bits),
         )
+
+
+def _mask(data: NDArray[np.uint8], number: int, shape: tuple[int, int], bits: int) -> NDArray[np.bool_]:
+    size = shape[0] * shape[1]
+    pixels = _pixels(data, number * size, size, bits).reshape(shape)
+    return pixels.view(np.bool_) if bits == 1 else pixels > 0
 
 
 def _pixels(data: NDArray[np.uint8], start: int, size: int, bits: int) -> NDArray[np.uint8]:
@@ -94,13 +105,13 @@ def _pixels_and_places(case: Case) -> Iterator[str]:
         where = {source: k for k, source in enumerate(segmentation.sources)}
         total = 0
         for frame in frames(ds):
-            k = where.get(frame.source)
+            k, stored = where.get(frame.source), frame.mask
             mask = segmentation.mask_on(numbered[frame.segment_number], k) if k is not None else np.zeros(1, bool)
-            if not np.array_equal(frame.mask, mask) and (k is not None or frame.mask.any()):
+            if not np.array_equal(stored, mask) and (k is not None or stored.any()):
                 yield f"a frame of segment {frame.segment_number} on {frame.source.sop_instance_uid} is not our mask"
             if not volume.is_projection and not _in_place(case, frame):
                 yield f"a frame is not where {frame.source.sop_instance_uid} is"
-            total += int(np.count_nonzero(frame.mask))
+            total += int(np.count_nonzero(stored))
         if total != sum(sum(segmentation.areas(segment)) for segment in numbered.values()):
             yield "voxels of the mask are in no frame"
 
@@ -155,15 +166,14 @@ def _segments(case: Case) -> Iterator[str]:
 
 def _overlap(case: Case) -> Iterator[str]:
     for ds, segmentation, _ in _pairs(case):
-        found: dict[tuple[Source, int], int] = {}
+        held: dict[int, bool] = {}
         wanted = "NO" if segmentation.masks is None else "YES"
         if ds.get("SegmentsOverlap") != wanted:
             yield f"SegmentsOverlap is {ds.get('SegmentsOverlap')} where {wanted} is true"
         for frame in frames(ds):
-            found[frame.source, frame.segment_number] = int(np.count_nonzero(frame.mask))
-        for number in {n for _, n in found}:
-            if not any(count for (_, n), count in found.items() if n == number):
-                yield f"segment {number} is empty"
+            number = frame.segment_number
+            held[number] = held.get(number, False) or bool(frame.mask.any())
+        yield from (f"segment {number} is empty" for number, is_held in held.items() if not is_held)
 
 
 RULES = (
