@@ -9,6 +9,7 @@ import json
 import os
 import select
 import socket
+from array import array
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -43,7 +44,8 @@ class Channel:
     def send(self, said: Mapping[str, Any], descriptors: Sequence[int] = (), *, wait: bool = True) -> None:
         """Send one message; raises `OSError` when the other end is gone, or, without `wait`, has too much to read."""
         flags = socket.MSG_NOSIGNAL | (0 if wait else socket.MSG_DONTWAIT)
-        socket.send_fds(self._end, [json.dumps(said).encode()], list(descriptors), flags)
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+        self._end.sendmsg([json.dumps(said).encode()], rights, flags)  # `socket.send_fds` forgets its flags
 
     def is_ready(self, timeout_s: float) -> bool:
         """Wait for a message; also true when the other end is gone."""

@@ -1,7 +1,8 @@
 """Listener processes: the node accepts and hands each connection over to the one with the least to do.
 
-One that dies is replaced, and what it had acknowledged is recovered; the others go on. `roll` replaces each by a new
-one, which must be ready before the old one gets no more; that one ends when its last association has.
+One that dies is replaced, and what it had acknowledged is recovered; the others go on. One that falls silent is killed,
+and then is as any other that died. `roll` replaces each by a new one, which must be ready before the old one gets no
+more; that one ends when its last association has. Nothing here waits for a process to read what it is told.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from node import clock
 from node.accept.association import AssociationRequest, Identity
-from node.accept.channel import Channel, in_memory
+from node.accept.channel import in_memory
 from node.accept.places import Places
+from node.accept.process import READY_S, Process
 from node.accept.receive import Release
 from node.accept.serving import Charge
 from node.errors import WetreadError
@@ -33,43 +33,10 @@ from node.metrics import Registry
 
 logger = logging.getLogger(__name__)
 
-READY_S = 60.0
 LONGEST_PAUSE_S = 30.0
 """Between two attempts to start a process that dies at once, or to recover what a dead one left."""
 _SOUND_S = 10.0
 """A process that lived so long was sound."""
-_ROOT = Path(__file__).resolve().parents[2]
-
-
-class _Process:
-    """One listener process as the node sees it."""
-
-    def __init__(self, charge: Charge) -> None:
-        self.channel, theirs = Channel.pair()
-        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "node.accept.serving", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for the node, which then stops it
-            )
-        self.started = time.monotonic()
-        self.ready = threading.Event()
-        self.is_leaving = False
-        self.serving: set[int] = set()
-        self.bringing: set[int] = set()
-        self.waiting = 0
-        self.counts: dict[tuple[str, tuple[str, ...]], float] = {}
-        with suppress(OSError):  # it is gone already, and is replaced
-            self.channel.send(asdict(charge))
-
-    @property
-    def takes(self) -> bool:
-        """Whether connections may be handed over to it."""
-        return self.ready.is_set() and not self.is_leaving
 
 
 class Processes:
@@ -85,13 +52,14 @@ class Processes:
         lost: Callable[[], object],
     ) -> None:
         self._charge, self._places, self._metrics, self._ended, self._lost = charge, places, metrics, ended, lost
-        self._processes: list[_Process] = []
+        self._processes: list[Process] = []
         self._threads: list[threading.Thread] = []
         self._failures = 0
         self._lock, self._rolling = threading.RLock(), threading.Lock()
         self._stopping = threading.Event()
         for _ in range(count):
             self._start()
+        threading.Thread(target=self._watch, name="listener-watch", daemon=True).start()
 
     def charge(self, charge: Charge) -> None:
         """Tell processes that start from now on something else."""
@@ -121,7 +89,7 @@ class Processes:
         descriptor = in_memory(first)
         try:
             with self._lock:
-                for process in sorted((p for p in self._processes if p.takes), key=lambda p: len(p.serving)):
+                for process in sorted((p for p in self._processes if p.takes), key=Process.load):
                     said = {"serve": number, "address": address}
                     with suppress(OSError):  # it has just died, or is stuck
                         process.channel.send(said, [connection.fileno(), descriptor], wait=False)
@@ -152,22 +120,37 @@ class Processes:
             processes, threads = list(self._processes), list(self._threads)
         for process in processes:
             self._tell(process, {"stop": timeout_s})
-        until = time.monotonic() + 3 * timeout_s + 5
+        heard, until = time.monotonic() + timeout_s, time.monotonic() + 3 * timeout_s + 5
         for process in processes:
             try:
+                if not process.ending.wait(max(heard - time.monotonic(), 0)):
+                    process.kill("it does not hear that it shall end")
                 process.process.wait(max(until - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.process.kill()
         for thread in threads:
             thread.join(timeout_s)
 
-    def _tell(self, process: _Process, said: dict[str, Any]) -> None:
+    def _tell(self, process: Process, said: dict[str, Any]) -> None:
         with self._lock, suppress(OSError):  # gone already
             process.is_leaving = True
-            process.channel.send(said)
+            try:
+                process.channel.send(said, wait=False)
+            except BlockingIOError:
+                process.kill("it reads nothing")
 
-    def _start(self) -> _Process:
-        process = _Process(self._charge)
+    def _watch(self) -> None:
+        """Find what is stuck; looks are counted, not seconds, so that nobody dies of a pause of the whole host."""
+        while not self._stopping.wait(1.0):
+            with self._lock:
+                processes = list(self._processes)
+            for process in processes:
+                process.silent += 1
+                if process.silent > process.patience_s and not process.is_stuck:
+                    process.kill(f"nothing was heard of it for {process.patience_s} s")
+
+    def _start(self) -> Process:
+        process = Process(self._charge)
         thread = threading.Thread(target=self._listen, args=(process,), name="listener-process", daemon=True)
         with self._lock:
             self._processes.append(process)
@@ -175,13 +158,15 @@ class Processes:
             thread.start()
         return process
 
-    def _listen(self, process: _Process) -> None:
+    def _listen(self, process: Process) -> None:
         """Hear one process out, and clear up behind it."""
         while (message := process.channel.receive()) is not None:
+            process.silent = 0
             try:
                 self._hear(process, message.said)
             except Exception as error:  # a border: the other associations of this process must go on
                 logger.error("A listener process was not understood.", extra=_failed(error))
+        process.ending.set()
         status = process.process.wait()
         process.channel.close()
         with self._lock:
@@ -197,7 +182,7 @@ class Processes:
         if status:
             recovering.join()
 
-    def _hear(self, process: _Process, said: Any) -> None:
+    def _hear(self, process: Process, said: Any) -> None:
         if "enter" in said:
             rejection = self._places.enter(said["enter"], _decoded(said["request"]))
             answer = {"entered": said["enter"], "rejection": asdict(rejection) if rejection else None}
@@ -214,12 +199,14 @@ class Processes:
             self._ended(Release(said["ended"], said["is_released"], said["at"]))
         elif "counts" in said:
             self._count(process, said)
+        elif "ending" in said:
+            process.ending.set()
         elif "ready" in said:
             process.ready.set()
             extra = {"action": "listener_process_ready", "worker": str(process.process.pid)}
             logger.info("A listener process is ready.", extra=extra)
 
-    def _count(self, process: _Process, said: Any) -> None:
+    def _count(self, process: Process, said: Any) -> None:
         """Add what a process has counted since it said so last."""
         process.waiting = said["waiting"]
         metrics = self._metrics.counters()
@@ -229,7 +216,7 @@ class Processes:
                 metrics[name].grow(key[1], value - process.counts.get(key, 0.0))
                 process.counts[key] = value
 
-    def _replace(self, process: _Process, status: int) -> None:
+    def _replace(self, process: Process, status: int) -> None:
         why = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         extra = {"action": "listener_process_ended", "reason": why, "worker": str(process.process.pid)}
         extra |= {"count": str(len(process.serving))}

@@ -12,6 +12,7 @@ import queue
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -40,6 +41,8 @@ from node.store.registration import Late
 from node.store.spool import Spool
 
 TICK_S = 0.2
+BEAT_S = 1.0
+"""How often a process says that it lives, whether or not there is anything to tell."""
 ANSWER_S = 10.0
 """How long the node may take to say whether an association has a place."""
 LEFT_TO_RECOVERY = 3
@@ -132,6 +135,7 @@ class Serving:
         self._hall = Hall(contexts.supported(), self._services, limits)
         self._is_leaving = False
         self._told: object = None
+        self._told_at = 0.0
 
     def run(self) -> int:
         """Serve until the end; return the exit status."""
@@ -146,6 +150,7 @@ class Serving:
                 self._do(message)
             self._report()
             self._services.alerts.settle()
+        self._channel.send({"ending": True})
         is_done = self._hall.finish(self._door, self._registrar, self._log, timeout_s)
         self._report()
         self._services.alerts.close()
@@ -167,10 +172,11 @@ class Serving:
             self._is_leaving = True
 
     def _report(self) -> None:
-        """Tell the node what has been counted, when it has changed."""
+        """Tell the node what has been counted, when it has changed, and that this process lives, now and then."""
         counts = {name: metric.counted() for name, metric in self._metrics.counters().items()}
-        if (told := (counts, self._registrar.waiting)) != self._told:
-            self._told = told
+        is_silent = time.monotonic() - self._told_at >= BEAT_S
+        if (told := (counts, self._registrar.waiting)) != self._told or is_silent:
+            self._told, self._told_at = told, time.monotonic()
             with suppress(OSError):  # as above
                 self._channel.send({"counts": counts, "waiting": self._registrar.waiting})
 

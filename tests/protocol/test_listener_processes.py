@@ -7,14 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from pynetdicom.association import Association
 
+from node.accept import process as process_module
 from node.accept.processes import LONGEST_PAUSE_S, Processes
+from node.crashpoints import ENVIRONMENT
 from node.settings import NodeSettings, Settings
 from node.store import completion
 from node.store.spool import dataset_sha256
@@ -147,6 +149,50 @@ def test_what_a_process_left_is_recovered_while_its_successor_is_waited_for(tmp_
             assert recovered.wait(LONGEST_PAUSE_S - 5)
         assert processes.pids == []
         assert [row["sop_instance_uid"] for row in node.instances()] == ["1.2.3.4"]
+
+
+def test_a_process_that_hangs_is_killed_and_what_it_acknowledged_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process_module, "SILENT_S", 5)
+    monkeypatch.setenv(ENVIRONMENT, "register.before:1:sleep")  # it keeps what it acknowledged from the index
+    with node_with(tmp_path, processes=1) as (node, processes):
+        monkeypatch.delenv(ENVIRONMENT)
+        with associated(node.port, CONTEXTS) as assoc:
+            assert store(assoc, dataset(), sop_instance="1.2.3.4") == 0x0000
+            (pid,) = processes.pids
+            os.kill(pid, signal.SIGSTOP)
+            until(lambda: is_gone(pid))
+        until(lambda: processes.pids)
+        until(lambda: [row["sop_instance_uid"] for row in node.instances()] == ["1.2.3.4"])
+        assert node.echo() == 0x0000
+
+
+def test_a_process_that_hangs_keeps_nobody_waiting_who_has_to_tell_it_something(tmp_path: Path) -> None:
+    with node_with(tmp_path, processes=1) as (node, processes):
+        (hanging,) = processes._processes
+        os.kill(hanging.process.pid, signal.SIGSTOP)
+        with suppress(BlockingIOError):
+            while True:
+                hanging.channel.send({"nothing": " " * 1000}, wait=False)
+        node.listener.roll()
+        until(lambda: is_gone(hanging.process.pid))
+        (pid,) = processes.pids
+        os.kill(pid, signal.SIGSTOP)
+    assert is_gone(pid)
+
+
+def test_a_process_that_is_silent_for_a_moment_gets_connections_last(tmp_path: Path) -> None:
+    with node_with(tmp_path, processes=2) as (node, processes):
+        first, second = processes._processes
+        os.kill(first.process.pid, signal.SIGSTOP)
+        until(lambda: first.silent > process_module.FEW_S)
+        for _ in range(3):
+            assert node.echo() == 0x0000
+        assert not first.serving
+        os.kill(first.process.pid, signal.SIGCONT)
+        until(lambda: first.silent <= process_module.FEW_S)
+        assert processes.pids == [first.process.pid, second.process.pid]
 
 
 @pytest.fixture(scope="module")
