@@ -6,6 +6,7 @@ Explicit VR Little Endian, as all our objects are (PS3.5 §7.1.2, §7.5); nothin
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from io import BytesIO
 
 from pydicom import Dataset
@@ -56,7 +57,7 @@ def sequence(ds: Dataset, keyword: str) -> list[Item]:
         return []
     raw = ds.get_item(tag)
     if isinstance(raw, RawDataElement) and raw.value is not None and raw.is_little_endian and not raw.is_implicit_VR:
-        return _items(raw.value, 0, len(raw.value))[0]
+        return list(_items_of(raw.value))
     alone = Dataset()
     alone.add(ds[tag])
     buffer = DicomIO(BytesIO())
@@ -64,6 +65,12 @@ def sequence(ds: Dataset, keyword: str) -> list[Item]:
     write_dataset(buffer, alone)
     data = buffer.parent.getvalue()  # type: ignore[union-attr]  # the BytesIO above
     return _elements(data, 0, len(data))[0].items(keyword)
+
+
+@lru_cache(maxsize=2)
+def _items_of(value: bytes) -> tuple[Item, ...]:
+    """Return the items of a sequence's value; several rules ask for those of the one object that is checked."""
+    return tuple(_items(value, 0, len(value))[0])
 
 
 def _items(data: bytes, start: int, end: int) -> tuple[list[Item], int]:
