@@ -102,6 +102,27 @@ def test_the_configs_of_a_bundle_agree(bundle: str) -> None:
     assert inference.get("temperature") == evaluate.get("temperature")
 
 
+@pytest.mark.parametrize(
+    ("bundle", "size", "classes"),
+    [("chest_xray", (224, 224), 1), ("hippocampus", (48, 64, 48), 3), ("lung_fields", (256, 256), 1)],
+)
+def test_a_training_learns_from_what_it_augments(bundle: str, size: tuple[int, ...], classes: int) -> None:
+    """The parts of train.json fit each other, and one step down the gradient is a step down the loss."""
+    torch.manual_seed(2)
+    parser = ConfigParser(config(bundle, "train"))
+    network, loss, augment = (parser.get_parsed_content(key) for key in ("network_def", "loss_function", "augment"))
+    is_mask = len(size) == 3 or bundle == "lung_fields"
+    label = torch.randint(0, max(classes, 2), (2, 1, *size) if is_mask else (2,), dtype=torch.uint8)
+    image, target = augment({"image": torch.rand(2, 1, *size), "label": label}, torch.device("cpu"))
+    assert target.shape == (2, classes, *image.shape[2:]) if is_mask else (2, 1)
+    before = loss(network(image), target)
+    before.backward()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter -= 1e-3 * parameter.grad
+    assert loss(network(image), target) < before
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_no_path_of_a_machine_is_shipped(bundle: str) -> None:
     texts = (path.read_text() for path in (MODELS / bundle).rglob("*") if path.suffix in {".json", ".toml", ".md"})
@@ -115,7 +136,7 @@ def test_the_threshold_is_the_one_that_was_chosen() -> None:
     assert config("chest_xray", "inference")["temperature"] == chosen["temperature"]
 
 
-@pytest.mark.parametrize(("bundle", "metric", "floor"), [("hippocampus", "dice", 0.85), ("lung_fields", "dice", 0.95)])
+@pytest.mark.parametrize(("bundle", "metric", "floor"), [("hippocampus", "dice", 0.87), ("lung_fields", "dice", 0.95)])
 def test_segmentations_reach_their_floor_on_unseen_patients(bundle: str, metric: str, floor: float) -> None:
     cohorts = json.loads((MODELS / bundle / "docs" / "metrics.json").read_text())["cohorts"]
     whole = cohorts.get("all") or next(iter(cohorts.values()))
@@ -124,7 +145,7 @@ def test_segmentations_reach_their_floor_on_unseen_patients(bundle: str, metric:
 
 def test_the_classifier_reaches_its_floor_on_unseen_children() -> None:
     cohorts = json.loads((MODELS / "chest_xray" / "docs" / "metrics.json").read_text())["cohorts"]
-    assert cohorts["children"]["auc"]["value"] >= 0.93
+    assert cohorts["children"]["auc"]["value"] >= 0.975
 
 
 @pytest.mark.parametrize("size", [(169, 211), (700, 500)])
