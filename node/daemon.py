@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from node.web.health import Health
 
 log = logging.getLogger(__name__)
 
+_LOOK_AGAIN_S = 5.0
+"""How often a bundle that is not there is looked for."""
 _MEANWHILE = "what is sent to a listener is taken, kept in the ingest log and registered then."
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -88,6 +91,8 @@ class Node:
         """Why the node must end, where that came out only when the database was up at last."""
         self.has_begun = threading.Event()
         """Set when the database is there and all stages run."""
+        self._held: router.Held = {}
+        self._look_again = 0.0
         self._stack = ExitStack()
         self._stopping = threading.Event()
 
@@ -116,6 +121,7 @@ class Node:
         if Role.LISTENER in self.roles:
             self.listener.reload(settings)
         self.settings, self.routes = settings, routes
+        self._held = {}
         return changed
 
     def roll(self) -> None:
@@ -210,12 +216,15 @@ class Node:
                 log.warning("%s", error, extra={"action": "bundle_not_trusted"})
 
     def _bundles(self) -> dict[str, bundles.Bundle]:
-        folders: tuple[Path, ...] = (self.settings.worker.models,) if self.settings.worker.models else ()
+        folders = self._folders()
         found = {bundle.name: bundle for bundle in bundles.available(*folders)}
         named = {model for route in self.routes.route for model in route.models}
         for name in sorted(named - found.keys()):
             bundles.find(name, *folders)  # says why it is not among them
         return found
+
+    def _folders(self) -> tuple[Path, ...]:
+        return (self.settings.worker.models,) if self.settings.worker.models else ()
 
     def _listen(self) -> listener.Listener:
         try:
@@ -226,10 +235,20 @@ class Node:
             raise Permanent(f"The node cannot listen on {where}: {error.strerror}. Change [node] port.") from None
 
     def _route(self) -> int:
-        """Route what is complete, with the bundles as they are on disk now: a job names the digest it was made for."""
-        if not studies.to_route(self.db):
+        """Route what is complete, with the bundles as they are on disk now: a job names the digest it was made for.
+
+        What waits for a bundle that is not there is looked at every few seconds, and keeps nothing else from going on.
+        """
+        due = set(studies.to_route(self.db))
+        if due <= self._held.keys() and (not self._held or time.monotonic() < self._look_again):
             return 0
-        return router.tick(self.db, self.spool, self.settings, self.routes, self._bundles(), self.db.now)
+        found = {bundle.name: bundle for bundle in bundles.available(*self._folders())} if due else {}
+        moved = router.tick(self.db, self.spool, self.settings, self.routes, found, self.db.now, self._held)
+        self._look_again = time.monotonic() + _LOOK_AGAIN_S
+        absent = sorted({name for names in self._held.values() for name in names})
+        why = f"{len(self._held)} studies wait for Model Bundle {', '.join(absent)}; put it back" if absent else ""
+        self.health.bad("bundles", why) if why else self.health.good("bundles")
+        return moved
 
     def _start_loops(self, stack: ExitStack) -> None:
         ticks = self._stages(stack) if Role.STAGES in self.roles else ()

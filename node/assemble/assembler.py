@@ -18,6 +18,9 @@ from node.store.spool import Spool
 
 log = logging.getLogger(__name__)
 
+OWN_ALONE = "nothing but our own results came, back from where they were sent"
+"""The evidence for a study that has nothing to read; images that still come make its next revision."""
+
 
 def tick(db: Database, spool: Spool, settings: Settings, now: float, audit: Audit | None = None) -> int:
     """Complete every study that is due at `now` (seconds since the epoch); return how many this call completed.
@@ -30,6 +33,8 @@ def tick(db: Database, spool: Spool, settings: Settings, now: float, audit: Audi
         verdict = completeness.judge(due, now, rules)
         if verdict.complete and not _held(db, spool, due, now, audit):
             completed += _complete(db, spool, due, verdict.evidence, now)
+    for own in completion.own_alone(db, now, rules.quiet_period):
+        completed += _complete(db, spool, own, OWN_ALONE, now)
     return completed
 
 

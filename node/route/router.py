@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from node import clock
@@ -22,6 +23,8 @@ from node.study import AttributeValue, Instance, Series, Study, group, read_inst
 log = logging.getLogger(__name__)
 
 Bundles = Mapping[str, Bundle]
+Held = dict[tuple[str, int], frozenset[str]]
+"""(Study Instance UID, revision) → the Model Bundles that are not there and that a complete study waits for."""
 PRIORITIES: Mapping[str, int] = {"routine": 0, "high": 1, "stat": 2}
 _ASKED = ("RequestedProcedurePriority", "StudyPriorityID")
 """Where images say how urgent they are: (0040,1003), and (0032,000C) of old; STAT, HIGH, ROUTINE, MEDIUM, LOW."""
@@ -50,12 +53,24 @@ class Decision:
 
 
 def tick(
-    db: Database, spool: Spool, settings: Settings, routes: Routes, bundles: Bundles, clock: Clock = clock.now
+    db: Database,
+    spool: Spool,
+    settings: Settings,
+    routes: Routes,
+    bundles: Bundles,
+    clock: Clock = clock.now,
+    held: Held | None = None,
 ) -> int:
-    """Route every COMPLETE study; return how many moved. Raises `DatabaseUnavailable`."""
-    moved = 0
-    for study_uid, revision in studies.to_route(db):
-        moved += _route(db, spool, routes, bundles, study_uid, revision, clock())
+    """Route every COMPLETE study; return how many moved. Raises `DatabaseUnavailable`.
+
+    A study for which a route applies that names a bundle which is not there waits for it, and is kept in `held`.
+    """
+    moved, held, found = 0, {} if held is None else held, studies.to_route(db)
+    for gone in held.keys() - set(found):
+        del held[gone]
+    for study_uid, revision in found:
+        if not held.get((study_uid, revision), frozenset()) - bundles.keys():
+            moved += _route(db, spool, routes, bundles, study_uid, revision, clock(), held)
     return moved
 
 
@@ -105,14 +120,19 @@ def _explain_bundle(study: Study, route: Route, model: str, bundles: Bundles) ->
 
 
 def _route(
-    db: Database, spool: Spool, routes: Routes, bundles: Bundles, study_uid: str, revision: int, now: float
+    db: Database, spool: Spool, routes: Routes, bundles: Bundles, study_uid: str, revision: int, now: float, held: Held
 ) -> bool:
     study, unread = _read_study(db, spool, study_uid, revision)
+    if absent := _absent(study, routes, bundles):
+        held[study_uid, revision] = absent
+        _wait_for(db, study_uid, revision, absent)
+        return False
+    held.pop((study_uid, revision), None)
     removed = studies.removed_before(db, study_uid, revision)
     decisions = [_unless_partial(d, bundles, removed) for d in explain(study, routes, bundles)]
     by_name = {route.name: route for route in routes.route}
     jobs = [_job(study, revision, d, by_name[d.route], bundles[d.bundle]) for d in decisions if d.read]
-    reason = _reason(decisions, unread)
+    reason = _reason(decisions, unread, bool(study.series))
     reach("route.before")
     if not studies.routed(db, study_uid, revision, jobs, reason, now):
         return False
@@ -120,6 +140,24 @@ def _route(
         "Study %s revision %d was routed: %d jobs.", study_uid, revision, len(jobs), extra={"action": "study_routed"}
     )
     return True
+
+
+def _absent(study: Study, routes: Routes, bundles: Bundles) -> frozenset[str]:
+    """Return the bundles that are not there of the routes that this study takes."""
+    lacking = [route for route in routes.route if not set(route.models) <= bundles.keys()]
+    taken: set[str] = set()
+    for route in lacking:
+        with suppress(Permanent):  # a route that cannot be applied is told of with the others
+            if matching.matches(study_attributes(study), route.when).ok:
+                taken |= set(route.models) - bundles.keys()
+    return frozenset(taken)
+
+
+def _wait_for(db: Database, study_uid: str, revision: int, absent: frozenset[str]) -> None:
+    names = ", ".join(sorted(absent))
+    reason = f"waits for Model Bundle {names}, which is not there or does not load; see `wetread models check {names}`"
+    studies.waits(db, study_uid, revision, reason)
+    log.warning("Study %s %s", study_uid, reason, extra={"action": "bundle_absent", "study_instance_uid": study_uid})
 
 
 def _unless_partial(decision: Decision, bundles: Bundles, removed: Mapping[str, int]) -> Decision:
@@ -163,10 +201,12 @@ def _job(study: Study, revision: int, decision: Decision, route: Route, bundle: 
     )
 
 
-def _reason(decisions: Sequence[Decision], unread: Sequence[str]) -> str:
+def _reason(decisions: Sequence[Decision], unread: Sequence[str], has_images: bool) -> str:
     """Say for people what is read, and what is not only where nothing is."""
     read = [d.words for d in decisions if d.read]
     lines = read or [d.words for d in decisions] or ["No route is configured."]
+    if not (has_images or unread):
+        lines = ["Nothing but our own results is here; there is nothing to read."]
     return " | ".join([*lines, *unread])[:_MAX_REASON]
 
 

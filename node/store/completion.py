@@ -62,12 +62,28 @@ _WAITING = (
     "AND i.revision > s.revision AND i.is_own_result = 0 AND i.removed_at IS NULL) "
     "ORDER BY s.opened_at, s.study_instance_uid"
 )
+_OWN_ALONE = (
+    f"SELECT {_COLUMNS} FROM study s LEFT JOIN completion c ON c.study_instance_uid = s.study_instance_uid "  # noqa: S608 - constants
+    "WHERE s.state = 'RECEIVING' AND s.last_received_at <= :still AND NOT EXISTS (SELECT 1 FROM instance i "
+    "WHERE i.study_instance_uid = s.study_instance_uid AND i.is_own_result = 0) "
+    "ORDER BY s.opened_at, s.study_instance_uid"
+)
 
 
 def waiting(db: Database, now: float, pause: float, max_wait: float) -> list[Evidence]:
     """Return what is known of the studies without an instance for `pause` s, or receiving for `max_wait` s."""
     with db.reader() as connection:
         found = rows(connection, _WAITING, still=now - pause, open=now - max_wait)
+    return [Evidence(**row) for row in found]
+
+
+def own_alone(db: Database, now: float, quiet_period: float) -> list[Evidence]:
+    """Return the quiet studies of which nothing but our own results ever came: back from an archive, say.
+
+    They are no part of `waiting`: nobody is asked about them, and nothing is fetched because a result came.
+    """
+    with db.reader() as connection:
+        found = rows(connection, _OWN_ALONE, still=now - quiet_period)
     return [Evidence(**row) for row in found]
 
 

@@ -173,7 +173,7 @@ def _take_in(connection: sa.Connection, study: dict[str, Any], images: Sequence[
             sa.text("UPDATE study SET opened_at = :first, last_received_at = :last WHERE study_instance_uid = :uid"),
             {"first": first, "last": last, "uid": uid},
         )
-    elif late != "ignore":
+    elif late != "ignore" or not _has_images(connection, uid):
         reason = f"{len(images)} instances came after revision {study['revision']} was complete"
         changes = {"opened_at": first, "last_received_at": last, "reason": reason}
         move(connection, "study", uid, state, S.RECEIVING, last, reason, changes=changes)
@@ -181,6 +181,12 @@ def _take_in(connection: sa.Connection, study: dict[str, Any], images: Sequence[
         for instance in images:
             reason = f"came after revision {study['revision']} was complete; completeness.late_instances is ignore"
             record(connection, "instance", instance.sha256, "", "LATE", instance.received_at, reason)
+
+
+def _has_images(connection: sa.Connection, study_uid: str) -> bool:
+    """Whether the study ever had more than our own results; nothing comes late to one that had nothing to read."""
+    statement = "SELECT 1 AS there FROM instance WHERE study_instance_uid = :uid AND is_own_result = 0 LIMIT 1"
+    return bool(rows(connection, statement, uid=study_uid))
 
 
 def _is_waiting(connection: sa.Connection, study: dict[str, Any]) -> bool:

@@ -38,8 +38,7 @@ _IMAGES = (
     "SELECT i.path, i.received_at AS at, i.study_instance_uid FROM instance i "  # noqa: S608 - constants
     "JOIN study s ON s.study_instance_uid = i.study_instance_uid "
     "WHERE i.removed_at IS NULL AND i.received_at <= :before AND s.last_received_at <= :before "
-    # A study that consists of our own results come back is never read and so is never DONE.
-    "AND (s.state = 'DONE' OR (i.is_own_result = 1 AND s.revision = 0)) "
+    "AND s.state = 'DONE' "
     "AND NOT EXISTS (SELECT 1 FROM job j WHERE j.study_instance_uid = i.study_instance_uid "
     "AND j.state NOT IN ('DONE', 'UNSUITABLE', 'DROPPED')) "
     "AND NOT EXISTS (SELECT 1 FROM job j JOIN evidence e ON e.job_id = j.id "

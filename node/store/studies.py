@@ -150,6 +150,16 @@ def routed(db: Database, study_uid: str, revision: int, new_jobs: Sequence[NewJo
     return True
 
 
+def waits(db: Database, study_uid: str, revision: int, reason: str) -> None:
+    """Say for people what a COMPLETE study waits for; it stays where it is."""
+    statement = (
+        "UPDATE study SET reason = :reason "
+        "WHERE study_instance_uid = :uid AND state = 'COMPLETE' AND revision = :revision"
+    )
+    with db.transaction() as connection:
+        connection.execute(sa.text(statement), {"reason": reason, "uid": study_uid, "revision": revision})
+
+
 def listing(db: Database, state: str | None = None, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:
     """Return studies, the last received first, with `instances` (a count) and `jobs` of the current revision."""
     with db.reader() as connection:

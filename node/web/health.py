@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-STAGES = ("start", "inquire", "fetch", "assemble", "route", "doorbell", "settle", "retention")
+STAGES = ("start", "inquire", "fetch", "assemble", "route", "bundles", "doorbell", "settle", "retention")
 """The loops of the node, in the order of the pipeline, after the start, which may wait for the database."""
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from node.assemble import assembler
-from node.settings import Settings
-from node.store import studies
+from node.route import router
+from node.settings import Routes, Settings
+from node.store import completion, invariants, studies
 from node.store.db import Database
+from node.store.registration import Late
 from node.store.spool import Spool
 from tests.unit.headers import header, received
 
@@ -22,6 +27,27 @@ def test_a_quiet_study_becomes_complete_once_with_its_reason(database: Database,
     study = studies.show(database, instance.study_instance_uid)
     assert (study["state"], study["revision"]) == ("COMPLETE", 1)
     assert study["reason"] == "no further instance for 61 s"
+
+
+@pytest.mark.parametrize("late", ["reread", "ignore"])
+def test_a_study_of_our_own_results_alone_comes_to_its_end_and_images_reopen_it(
+    database: Database, tmp_path: Path, late: Late
+) -> None:
+    spool = Spool(tmp_path / "spool", 0)
+    own, image = header(), header()
+    image.StudyInstanceUID = uid = str(own.StudyInstanceUID)
+    studies.register(database, [replace(received(spool, own, at=1000), is_own_result=True)], late)
+    assert assembler.tick(database, spool, SETTINGS, 1059) == 0
+    assert assembler.tick(database, spool, SETTINGS, 1061) == 1
+    assert router.tick(database, spool, SETTINGS, Routes(), {}, lambda: 1062.0) == 1
+    study = studies.show(database, uid)
+    assert (study["state"], study["jobs"]) == ("DONE", [])
+    assert "our own results" in study["reason"]
+    assert completion.own_alone(database, 9999, 0) == [], "nobody looks at it any more"
+    studies.register(database, [received(spool, image, at=2000)], late)
+    assert assembler.tick(database, spool, SETTINGS, 2061) == 1
+    assert [row.sop_instance_uid for row in studies.manifest(database, uid, 2)] == [image.SOPInstanceUID]
+    assert invariants.check(database, spool, 2062) == []
 
 
 def test_a_late_instance_makes_the_next_revision(database: Database, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from node.settings import load_routes, load_settings
 from node.simulate import scanner
 from node.store import studies
 from node.web.health import Health
+from tests.crash.hospital import DICOM_TOML
 from workers.app import open_desk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,35 @@ def test_a_node_on_postgresql_goes_by_the_clock_of_its_database(
         assert abs(real() - desk.now()) < 600
     desk.reader.stop()
     desk.db.close()
+
+
+def test_a_bundle_that_vanishes_keeps_only_its_own_route_waiting(config: Path) -> None:
+    models, routes = config.parent / "models", ""
+    for modality, name in (("CT", "gone"), ("MR", "there")):
+        configs = models / name / "configs"
+        configs.mkdir(parents=True)
+        (configs / "metadata.json").write_text('{"version": "1.0.0"}')
+        (configs / "inference.json").write_text("{}")
+        (configs / "dicom.toml").write_text(DICOM_TOML.replace('["CR", "DX"]', f'"{modality}"'))
+        routes += f'[[route]]\nname = "{modality}"\nwhen = {{Modality = "{modality}"}}\nmodels = ["{name}"]\n'
+        routes += 'results = ["SR"]\nsend_to = []\n'
+    (config.parent / "routes.toml").write_text(routes)
+    config.write_text(f'{CONFIG}\n[worker]\nmodels = "models"\n')
+    settings = load_settings(config)
+    with Node(settings, load_routes(config.parent / "routes.toml", settings), Pace(0.1, 0.1, 0.1, 0.1)) as node:
+        (models / "gone").rename(config.parent / "elsewhere")
+        assert scanner.send(Path(str(get_testdata_file("CT_small.dcm"))), "127.0.0.1", node.listener.port).ok
+        wait_for(lambda: node.health.stages().get("bundles"), 60)
+        assert scanner.send(Path(str(get_testdata_file("MR_small.dcm"))), "127.0.0.1", node.listener.port).ok
+        wait_for(lambda: studies.listing(node.db, state="ROUTED"), 60)
+        (waiting,) = studies.listing(node.db, state="COMPLETE")
+        assert "waits for Model Bundle gone" in waiting["reason"]
+        ready = httpx.get(f"{node.web_address}readyz", timeout=30)
+        assert (ready.status_code, ready.json()["checks"]["route"]) == (503, "ok")
+        assert ready.json()["checks"]["bundles"] == "1 studies wait for Model Bundle gone; put it back"
+        (config.parent / "elsewhere").rename(models / "gone")
+        wait_for(lambda: len(studies.listing(node.db, state="ROUTED")) == 2, 60)
+        wait_for(lambda: node.health.stages()["bundles"] == "")
 
 
 def test_a_study_may_come_by_stow(node: Node) -> None:

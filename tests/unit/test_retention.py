@@ -191,6 +191,9 @@ def test_our_own_result_of_a_study_we_never_had_goes(house: House) -> None:
     own = replace(received(house.spool, house.images[0], OLD), is_own_result=True)
     os.utime(house.spool.path(own.path), (OLD, OLD))
     studies.register(house.db, [own])
+    assert house.tick() == 0
+    assert studies.complete(house.db, house.uid, OLD, "our own results alone") == 1
+    assert studies.routed(house.db, house.uid, 1, [], "nothing to read", OLD)
     assert house.tick() == 1
 
 

@@ -83,6 +83,21 @@ def test_without_a_route_the_study_is_done_and_says_why(database: Database, spoo
     assert "films leaves the study: Modality is CT, not DX" in study["reason"]
 
 
+def test_a_study_waits_for_the_bundle_of_its_route_and_the_others_go_on(database: Database, spool: Spool) -> None:
+    film, head = complete(database, spool, {"Modality": "DX"}), complete(database, spool, {})
+    here, held = {"brain": BUNDLES["brain"]}, {}
+    for routed in (1, 0):
+        assert router.tick(database, spool, Settings(), ROUTES, here, lambda: 3000.0, held) == routed
+    assert studies.show(database, head)["state"] == "ROUTED"
+    waits = studies.show(database, film)
+    assert waits["state"] == "COMPLETE"
+    assert waits["reason"].startswith("waits for Model Bundle chest, which is not there")
+    assert held == {(film, 1): frozenset({"chest"})}
+    assert router.tick(database, spool, Settings(), ROUTES, BUNDLES, lambda: 3000.0, held) == 1
+    assert [job["bundle"] for job in studies.show(database, film)["jobs"]] == ["chest"]
+    assert held == {}
+
+
 def test_two_routes_to_the_same_reading_make_one_job_for_both(database: Database, spool: Spool) -> None:
     twice = Routes.model_validate(
         {
