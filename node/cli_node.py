@@ -35,7 +35,8 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     new listener processes take the place of the old ones, which end with their associations.
     """
     from node import broker
-    from node.daemon import Node, Role, Worker
+    from node.daemon import Node, Role
+    from node.helper import Worker
     from node.log import configure
     from node.settings import find_config
 

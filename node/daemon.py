@@ -7,10 +7,6 @@ tried again later and shown by `/readyz`, and never takes the node down.
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -20,7 +16,6 @@ from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
 from node import broker, bundles, reload, trust
 from node.accept import contexts, listener
@@ -29,7 +24,6 @@ from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
 from node.audit import Audit
 from node.errors import BundleError, DatabaseUnavailable, Permanent
-from node.leash import leashed
 from node.loop import Loop as Loop
 from node.metrics import Registry
 from node.route import doorbell, router
@@ -46,7 +40,6 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 5.0
 """How often a bundle that is not there is looked for."""
 _MEANWHILE = "what is sent to a listener is taken, kept in the ingest log and registered then."
-_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -304,32 +297,3 @@ class Node:
         server = serve(self.db, self.settings, self.health, self.registry, stow)
         self.web_port = server.port
         stack.callback(server.stop)
-
-
-class Worker:
-    """`wetread worker` as a child of this process; it ends when this process ends, however that happens."""
-
-    def __init__(self, config: Path, output: IO[bytes] | None = None) -> None:
-        command = [sys.executable, "-P", "-m", "node.cli", "worker", "--config", str(config)]
-        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        self._process = subprocess.Popen(
-            leashed(command, signal.SIGTERM),
-            env=os.environ | {"PYTHONPATH": path},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C is for the node, which then stops the worker
-        )
-
-    def is_running(self) -> bool:
-        """Say whether the worker still runs."""
-        return self._process.poll() is None
-
-    def stop(self, within_s: float = 25.0) -> None:
-        """Let it end what it has in hand, then kill it."""
-        self._process.terminate()
-        try:
-            self._process.wait(within_s)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()

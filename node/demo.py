@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from node import log
-from node.daemon import Node, Pace, Worker
+from node.daemon import Node, Pace
 from node.errors import Permanent, Transient
+from node.helper import Worker
 from node.settings import SHIPPED, load_routes, load_settings
 from node.simulate import scanner
 from node.simulate.pacs import Pacs

@@ -25,6 +25,7 @@ from node.crashpoints import reach
 from node.errors import NoRoom, Permanent
 from node.store import walking
 from node.store.syncing import fsync_folder
+from node.store.walking import touched as touched
 
 log = logging.getLogger(__name__)
 
@@ -202,17 +203,24 @@ class Spool:
             if not folder.is_dir():  # somebody took it away
                 folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
                 fsync_folder(folder.parent)
-            if _ends_with(final, tail) and touched(final):
-                fsync_folder(folder)  # whoever renamed it may have been killed before doing so
-            else:
-                self._write(final, parts)
-            size = final.stat().st_size
+            try:
+                size = self._place(final, parts, tail)
+            except FileNotFoundError:  # retention has it in hand this moment, and puts back what comes again
+                size = self._place(final, parts, tail)
         except OSError as error:
             raise NoRoom(
                 f"The spool refused a write ({error.strerror}); nothing was kept. "
                 "Free some space, and check the disk if there is plenty."
             ) from error
         return Stored(self.relative(final), sha256, size)
+
+    def _place(self, final: Path, parts: tuple[Encoded, ...], tail: Encoded) -> int:
+        """Have the file in its place, durably; return its size in bytes."""
+        if _ends_with(final, tail) and touched(final):
+            fsync_folder(final.parent)  # whoever renamed it may have been killed before doing so
+        else:
+            self._write(final, parts)
+        return final.stat().st_size
 
     def _aside(self, relative: str) -> Path:
         return self._removing / f"{relative.split('/')[0]}-{self.path(relative).name}"
@@ -285,15 +293,6 @@ def _ends_with(path: Path, tail: Encoded) -> bool:
             return all(file.read(_CHUNK) == chunk for chunk in _chunks(tail))
     except FileNotFoundError:
         return False
-
-
-def touched(path: Path) -> bool:
-    """Note that these bytes came again, so that retention counts from now; False when retention was quicker."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _write_all(descriptor: int, data: Encoded) -> None:

@@ -38,3 +38,12 @@ def flatten(root: Path, kind: str) -> int:
 
 def _listed(root: Path, folder: str) -> list[str]:
     return [f"{folder}/{name}" for name in sorted(os.listdir(f"{root}/{folder}"))]  # noqa: PTH208 - paths are slow
+
+
+def touched(path: Path) -> bool:
+    """Note that these bytes came again, so that retention counts from now; False when retention was quicker."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True

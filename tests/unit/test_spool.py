@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from node.errors import NoRoom, Permanent
+from node.store import spool as spool_module
 from node.store.spool import Spool, dataset_sha256
 
 META = bytes.fromhex("020010005549") + (20).to_bytes(2, "little") + b"1.2.840.10008.1.2.1\0"
@@ -237,3 +238,20 @@ def test_a_spool_that_cannot_be_made_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(NoRoom, match="cannot be made"):
         Spool(tmp_path / "file" / "spool", 0)
+
+
+def test_what_comes_again_while_retention_has_it_in_hand_is_kept(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = spool.store_instance(HEADER, DATASET)
+    final, aside, touch = spool.path(stored.path), spool._aside(stored.path), spool_module.touched
+
+    def touched(path: Path) -> bool:
+        monkeypatch.setattr(spool_module, "touched", touch)
+        was_there = touch(path)
+        final.rename(aside)  # as `set_aside` does, which looked before the touch
+        return was_there
+
+    monkeypatch.setattr(spool_module, "touched", touched)
+    assert spool.store_instance(HEADER, DATASET) == stored
+    spool.put_back(stored.path)
+    assert spool.verify(stored.path, stored.sha256)
+    assert files(spool) == [final]
