@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 5.0
 """How often a bundle that is not there is looked for."""
+_FAILED_AGAIN_S = 600.0
+"""How often studies that wait for a person are looked at, of which no person has said anything."""
 _MEANWHILE = "what is sent to a listener is taken, kept in the ingest log and registered then."
 
 
@@ -85,7 +87,7 @@ class Node:
         self.has_begun = threading.Event()
         """Set when the database is there and all stages run."""
         self._held: router.Held = {}
-        self._look_again = 0.0
+        self._look_again = self._look_at_failed = 0.0
         self._stack = ExitStack()
         self._stopping = threading.Event()
 
@@ -285,7 +287,9 @@ class Node:
     def _settle(self, turned_back: TurnedBack) -> None:
         committing = [name for name, destination in self.settings.destination.items() if destination.commitment]
         turned_back.tick(self.db, self.db.now())
-        studies.settle(self.db, self.db.now(), committing, partial(transfers.note, self._trail))
+        if failed := time.monotonic() >= self._look_at_failed:  # what an earlier version left, or a new configuration
+            self._look_at_failed = time.monotonic() + _FAILED_AGAIN_S
+        studies.settle(self.db, self.db.now(), committing, partial(transfers.note, self._trail), failed)
 
     def _ring(self, ring: broker.Bell) -> int:
         return doorbell.tick(self.db, ring, self.settings, self.db.now())

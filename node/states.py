@@ -55,8 +55,8 @@ STUDY_MOVES: frozenset[tuple[StudyState, StudyState]] = frozenset(
         (S.COMPLETE, S.ROUTED),  # jobs inserted in the same transaction
         (S.ROUTED, S.DONE),  # every job ended in an answer and every delivery arrived
         (S.ROUTED, S.FAILED),  # at least one job or delivery is DEAD
-        (S.FAILED, S.ROUTED),  # a person revived a dead letter
-        (S.FAILED, S.DONE),  # a person dropped the dead letter
+        (S.FAILED, S.ROUTED),  # a person revived or dropped a dead letter
+        (S.FAILED, S.DONE),  # a dead letter that was dropped in an earlier version
         (S.COMPLETE, S.RECEIVING),  # a late instance reopens the study
         (S.ROUTED, S.RECEIVING),
         (S.DONE, S.RECEIVING),

@@ -228,10 +228,13 @@ def sweep_scratch(settings: Settings, now: float) -> int:
     """Remove what readings of killed workers left behind, none younger than a reading can be; return how many."""
     limit = now - 2 * settings.worker.job_timeout - 60.0
     folder = state_folder(settings) / "reading"
-    found = [path for path in folder.iterdir() if path.stat().st_mtime < limit] if folder.is_dir() else []
-    for path in found:
-        shutil.rmtree(path, ignore_errors=True)
-    return len(found)
+    swept = 0
+    for path in folder.iterdir() if folder.is_dir() else ():
+        with suppress(FileNotFoundError):  # another process of the worker, which starts now too, was quicker
+            if path.stat().st_mtime < limit:
+                shutil.rmtree(path, ignore_errors=True)
+                swept += 1
+    return swept
 
 
 @contextmanager

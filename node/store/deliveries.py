@@ -17,6 +17,7 @@ from node.states import DeliveryState as D
 from node.store import leases
 from node.store.db import Database, history, move, rows
 from node.store.leases import DELIVERIES, FREE
+from node.store.settling import revived
 
 LEASE_S = 60.0
 MAX_COMMIT_ATTEMPTS = 5
@@ -218,17 +219,22 @@ def uncommitted(db: Database, now: float, older_than: float, max_attempts: int =
 
 def retry(db: Database, delivery_id: str, now: float) -> bool:
     """Send a DEAD delivery again, with all its time and attempts, as a person asks. False: it is not DEAD."""
-    reason = "retried by a person"
     changes = {"attempts": 0, "commit_attempts": 0, "not_before": now, "created_at": now, "updated_at": now, **FREE}
-    with db.transaction() as connection:
-        return move(connection, "delivery", delivery_id, D.DEAD, D.PENDING, now, reason, changes=changes)
+    return _revive(db, delivery_id, D.PENDING, now, "retried by a person", changes)
 
 
 def drop(db: Database, delivery_id: str, now: float) -> bool:
     """Give a DEAD delivery up, as a person asks. False: it is not DEAD."""
+    return _revive(db, delivery_id, D.DROPPED, now, "dropped by a person", {"updated_at": now})
+
+
+def _revive(db: Database, delivery_id: str, to: D, now: float, reason: str, changes: Mapping[str, Any]) -> bool:
     with db.transaction() as connection:
-        reason = "dropped by a person"
-        return move(connection, "delivery", delivery_id, D.DEAD, D.DROPPED, now, reason, changes={"updated_at": now})
+        moved = move(connection, "delivery", delivery_id, D.DEAD, to, now, reason, changes=changes)
+        if moved:
+            (row,) = rows(connection, _SELECT + "WHERE d.id = :id", id=delivery_id)
+            revived(connection, row["job_id"], now, f"a delivery was {reason}")
+        return moved
 
 
 def listing(db: Database, state: str | None = None, limit: int = 100, offset: int = 0) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from node.store.db import Database, history, move, record, rows
 from node.store.leases import FREE, JOBS
 from node.store.ordering import LISTS
 from node.store.ordering import NewJob as NewJob
+from node.store.settling import revived
 
 BACK_OFF_S = (5.0, 15.0, 60.0, 300.0, 900.0)
 """How long a job rests after its first, second, … failed attempt; the last value holds from then on."""
@@ -163,20 +164,21 @@ def released(db: Database, claimed: Claimed, worker: str, reason: str, now: floa
 
 def retry(db: Database, job_id: str, now: float) -> bool:
     """Queue a DEAD job again with all its attempts, as a person asks. False: it is not DEAD."""
-    with db.transaction() as connection:
-        changes = {"attempts": 0, "not_before": now, "updated_at": now, **FREE}
-        return move(
-            connection, "job", job_id, JobState.DEAD, JobState.QUEUED, now, "retried by a person", changes=changes
-        )
+    changes = {"attempts": 0, "not_before": now, "updated_at": now, **FREE}
+    return _revive(db, job_id, JobState.QUEUED, now, "retried by a person", changes)
 
 
 def drop(db: Database, job_id: str, now: float) -> bool:
     """Give a DEAD job up, as a person asks. False: it is not DEAD."""
+    return _revive(db, job_id, JobState.DROPPED, now, "dropped by a person", {"updated_at": now})
+
+
+def _revive(db: Database, job_id: str, to: JobState, now: float, reason: str, changes: Mapping[str, Any]) -> bool:
     with db.transaction() as connection:
-        reason = "dropped by a person"
-        return move(
-            connection, "job", job_id, JobState.DEAD, JobState.DROPPED, now, reason, changes={"updated_at": now}
-        )
+        moved = move(connection, "job", job_id, JobState.DEAD, to, now, reason, changes=changes)
+        if moved:
+            revived(connection, job_id, now, f"a job was {reason}")
+        return moved
 
 
 def predecessors(

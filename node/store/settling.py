@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from typing import Any
 
+import sqlalchemy as sa
+
 from node.crashpoints import reach
 from node.states import DeliveryState as D
 from node.states import JobState as J
@@ -24,7 +26,7 @@ _ROUTED = (
     "SELECT s.study_instance_uid AS study, s.state, s.revision, j.id, j.state AS job, d.state AS delivery, "
     "d.destination FROM study s JOIN job j ON j.study_instance_uid = s.study_instance_uid AND j.revision = s.revision "
     "LEFT JOIN evidence e ON e.job_id = j.id LEFT JOIN delivery d ON d.sop_instance_uid = e.sop_instance_uid "
-    "WHERE s.state IN ('ROUTED', 'FAILED') ORDER BY s.study_instance_uid, j.id"
+    "WHERE s.state IN :states ORDER BY s.study_instance_uid, j.id"
 )
 
 
@@ -32,15 +34,33 @@ Arrived = Callable[[Transfer], None]
 """Is told of results that have arrived, before the move is noted: a crash between lets it be told twice, never not."""
 
 
-def settle(db: Database, now: float, committing: Collection[str] = (), arrived: Arrived = lambda transfer: None) -> int:
+def settle(
+    db: Database,
+    now: float,
+    committing: Collection[str] = (),
+    arrived: Arrived = lambda transfer: None,
+    failed: bool = True,
+) -> int:
     """Move what has come to its end; return how many jobs and studies moved.
 
     `committing`: the destinations that give storage commitment, where SENT is not the end. Jobs REPORTED → DONE when
     every delivery is SENT (or COMMITTED there) or DROPPED. Studies ROUTED → DONE when each job of the current
     revision is DONE, UNSUITABLE or DROPPED; → FAILED when nothing is under way and something is DEAD. A person's
-    retry or drop moves a FAILED study on.
+    retry or drop makes a FAILED study ROUTED again (`revived`), so that those need not be looked at each time: not
+    `failed`.
     """
-    return _settle_jobs(db, now, committing, arrived) + _settle_studies(db, now, committing)
+    states = (S.ROUTED, S.FAILED) if failed else (S.ROUTED,)
+    return _settle_jobs(db, now, committing, arrived) + _settle_studies(db, now, committing, states)
+
+
+def revived(connection: sa.Connection, job_id: str, now: float, reason: str) -> None:
+    """Make the study of a job ROUTED again, as part of a person's retry or drop, if it is FAILED and of that revision.
+
+    Where it belongs then, `settle` says.
+    """
+    (job,) = rows(connection, "SELECT study_instance_uid AS study, revision FROM job WHERE id = :id", id=job_id)
+    where, changes = {"revision": job["revision"]}, {"reason": reason}
+    move(connection, "study", job["study"], S.FAILED, S.ROUTED, now, reason, where=where, changes=changes)
 
 
 def _settle_jobs(db: Database, now: float, committing: Collection[str], arrived: Arrived) -> int:
@@ -64,9 +84,9 @@ def _tell(deliveries: Sequence[dict[str, Any]], arrived: Arrived) -> None:
         arrived(Transfer(study, destination, count))
 
 
-def _settle_studies(db: Database, now: float, committing: Collection[str]) -> int:
+def _settle_studies(db: Database, now: float, committing: Collection[str], states: Collection[S]) -> int:
     with db.reader() as connection:
-        found = rows(connection, _ROUTED)
+        found = rows(connection, _ROUTED, states=tuple(states))
     moved = 0
     for study_uid, group in groupby(found, key=lambda row: row["study"]):
         lines = list(group)

@@ -43,7 +43,14 @@ _KINDS = (
     ),
     _Kind("job", FAR_S, "state = 'QUEUED' AND not_before > :far", "not_before = :now"),
     _Kind("job", FAR_S, "state = 'RUNNING' AND leased_until > :far", "leased_until = :now + 60"),
-    _Kind("delivery", FAR_S, "state IN ('PENDING', 'SENT') AND not_before > :far", "not_before = :now"),
+    _Kind(
+        "delivery",
+        FAR_S,
+        "state IN ('PENDING', 'SENT') AND not_before > :far",
+        "not_before = :now, created_at = CASE WHEN created_at > :now THEN :now ELSE created_at END",
+    ),
+    # How long one is tried counts from its making: made in the future, it would be tried for so much longer.
+    _Kind("delivery", FAR_S, "state = 'PENDING' AND created_at > :far", "created_at = :now"),
     _Kind("delivery", FAR_S, "state = 'SENDING' AND leased_until > :far", "leased_until = :now + 60"),
     _Kind("delivery", FAR_S, "state = 'COMMITTING' AND updated_at > :far", "updated_at = :now"),
 )

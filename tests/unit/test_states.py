@@ -35,8 +35,8 @@ CURRENT = (
 COMMITTING = {"pacs"}
 UNDISTURBED = {"RECEIVING": 0.8, "COMPLETE": 0.8, "ROUTED": 0.95, "FAILED": 0.7, "DONE": 0.0}
 """How often no instance arrives although it could."""
-NEVER_MADE = ("delivery", "SENT", "DEAD")
-"""In the table for destinations that withdraw commitment; the store never makes it."""
+NEVER_MADE = {("delivery", "SENT", "DEAD"), ("study", "FAILED", "DONE")}
+"""In the table for destinations that withdraw commitment, and for letters that an earlier version dropped."""
 
 
 def dump(db: Database) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def test_every_walk_is_legal_and_together_they_make_every_move(tmp_path: Path) -
         walked |= Node(db, seed).walk(steps=500)
         db.close()
     every = {(entity, str(left), str(to)) for entity, moves in MOVES.items() for left, to in moves}
-    assert every - walked == {NEVER_MADE}
+    assert every - walked == NEVER_MADE
 
 
 def test_a_walk_is_legal_on_postgresql(postgres_url: str) -> None:

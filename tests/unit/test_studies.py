@@ -8,8 +8,9 @@ import time
 import pytest
 
 from node.errors import NotFound
+from node.states import JobState
 from node.store import completion, deliveries, jobs, studies
-from node.store.db import Database, history
+from node.store.db import Database, history, move
 from tests.unit.rows import SERIES, STUDY, document, new_job, received, routed, running, sending, state_of
 
 
@@ -216,14 +217,50 @@ def test_a_dead_delivery_fails_the_study_only_when_nothing_is_under_way(database
     )
 
 
-@pytest.mark.parametrize(("choice", "path"), [("retry", ["FAILED", "ROUTED"]), ("drop", ["FAILED", "DONE"])])
+@pytest.mark.parametrize(("choice", "path"), [("retry", ["FAILED", "ROUTED"]), ("drop", ["ROUTED", "DONE"])])
 def test_a_person_moves_a_failed_study_on(database: Database, choice: str, path: list[str]) -> None:
     claimed = running(database)
     jobs.failed(database, claimed, "w1", "broken", 201.0, transient=False)
     studies.settle(database, 202.0)
     assert {"retry": jobs.retry, "drop": jobs.drop}[choice](database, claimed.id, 203.0)
-    studies.settle(database, 204.0)
+    studies.settle(database, 204.0, failed=False)
     assert [e["to_state"] for e in studies.show(database, STUDY)["history"]][-2:] == path
+
+
+@pytest.mark.parametrize(("choice", "to"), [("retry", "ROUTED"), ("drop", "DONE")])
+def test_a_person_moves_on_a_study_whose_delivery_failed(database: Database, choice: str, to: str) -> None:
+    delivery = sending(database)
+    deliveries.dead(database, delivery, "w1", "0122", "refused", 201.0)
+    studies.settle(database, 202.0)
+    assert state_of(database, "study", STUDY) == "FAILED"
+    assert {"retry": deliveries.retry, "drop": deliveries.drop}[choice](database, delivery.id, 203.0)
+    studies.settle(database, 204.0, failed=False)
+    assert state_of(database, "study", STUDY) == to
+
+
+def test_a_failed_study_of_which_nobody_says_anything_is_not_looked_at(database: Database) -> None:
+    claimed = running(database)
+    jobs.failed(database, claimed, "w1", "broken", 201.0, transient=False)
+    studies.settle(database, 202.0, failed=False)
+    with database.transaction() as connection:  # as an earlier version left it
+        move(connection, "job", claimed.id, JobState.DEAD, JobState.DROPPED, 203.0, "dropped by a person")
+    assert studies.settle(database, 204.0, failed=False) == 0
+    assert studies.settle(database, 204.0) == 1
+    assert state_of(database, "study", STUDY) == "DONE"
+
+
+def test_a_dead_job_of_an_older_revision_moves_no_study(database: Database) -> None:
+    claimed = running(database)
+    jobs.failed(database, claimed, "w1", "broken", 201.0, transient=False)
+    studies.register(database, [received(3, at=300.0)])
+    studies.complete(database, STUDY, 400.0, "quiet")
+    studies.routed(database, STUDY, 2, [new_job(revision=2)], "routed", 401.0)
+    again = jobs.claim(database, new_job(revision=2).job_id, "w1", 402.0)
+    assert again is not None
+    jobs.failed(database, again, "w1", "broken", 403.0, transient=False)
+    studies.settle(database, 404.0)
+    assert jobs.drop(database, claimed.id, 405.0)
+    assert state_of(database, "study", STUDY) == "FAILED"
 
 
 def test_jobs_of_an_older_revision_run_to_their_end(database: Database) -> None:

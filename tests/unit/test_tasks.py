@@ -205,6 +205,7 @@ def test_what_killed_workers_left_behind_goes_and_a_reading_in_hand_stays(tmp_pa
         folder.mkdir(parents=True)
         (folder / "sr.dcm").write_bytes(b"x")
     os.utime(left, (0, 0))
+    (tmp_path / "reading" / "gone").symlink_to(tmp_path / "swept by another")  # there when listed, gone when looked at
     assert tasks.sweep_scratch(settings, clock.now()) == 1
     assert (left.exists(), in_hand.exists()) == (False, True)
 

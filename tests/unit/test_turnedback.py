@@ -94,6 +94,26 @@ def test_a_delivery_that_rests_until_next_year_is_due(database: Database, turned
     assert deliveries.to_ring(database, NOW, 30.0) == [waiting]
 
 
+@pytest.mark.parametrize("rests_until", [0.0, NOW + YEAR + 5])
+def test_a_delivery_that_was_made_next_year_is_tried_no_longer_than_others(
+    database: Database, turned_back: TurnedBack, hand: Hand, rests_until: float
+) -> None:
+    studies.register(database, [received(1, NOW)])
+    studies.complete(database, STUDY, NOW, "test")
+    studies.routed(database, STUDY, 1, [JOB], "test", NOW)
+    job = jobs.claim(database, JOB.job_id, "worker", NOW)
+    assert job is not None
+    document = jobs.Document("SR", "1.2", "1.3", "1.4", f"results/ab/{'ab' * 32}.dcm", "ab" * 32, 1)
+    assert jobs.reported(database, job, "worker", [document], "", NOW + YEAR)
+    if rests_until:
+        (waiting,) = deliveries.to_ring(database, NOW + YEAR, 30.0)
+        claimed = deliveries.claim(database, waiting, "worker", NOW + YEAR)
+        assert claimed is not None
+        assert deliveries.postponed(database, claimed, "worker", "A700", "full", NOW + YEAR, rests_until)
+    assert settle(turned_back, hand, database, NOW) == 1
+    assert [row["created_at"] for row in deliveries.listing(database)] == [NOW]
+
+
 def test_a_clock_that_jumps_for_a_moment_and_what_only_rests_are_left_alone(
     database: Database, turned_back: TurnedBack, hand: Hand
 ) -> None:
