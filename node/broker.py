@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node import embedded
+from node import clock, embedded
 from node.configvalues import broker_url
 from node.errors import BrokerUnavailable, ConfigError
 from node.settings import Settings
@@ -31,6 +31,12 @@ TASKS = {"read": "wetread.read", "send": "wetread.send"}
 
 MAX_WAITING = 10_000
 """Messages in a queue beyond which ringing stops: nobody listens, and each id would only come again."""
+
+
+VISIBILITY_S, RESTORE_S = 600, 5
+"""A message that a killed worker had taken and not answered goes to another after so long, looked for so often."""
+_OVERDUE_S = 60
+"""How much later than that a message which still lies there means that no worker looks."""
 
 
 @contextmanager
@@ -97,8 +103,8 @@ def _transport_options(url: str) -> dict[str, Any]:
     if not url.startswith("redis"):
         return {}
     return {
-        "visibility_timeout": 600,
-        "unacked_restore_interval": 5,
+        "visibility_timeout": VISIBILITY_S,
+        "unacked_restore_interval": RESTORE_S,
         "unacked_restore_throttle": 1,
         "socket_timeout": 5,
         "socket_connect_timeout": 2,
@@ -178,8 +184,10 @@ def _embedded(binary: Path, state: Path) -> Iterator[str]:
 
 
 def waiting(settings: Settings, state: Path) -> dict[str, int]:
-    """Return queue → messages in it, those a worker holds unanswered as "unacked"; {} where no broker answers.
+    """Return queue → messages in it, "unacked" those that ought to have gone to another worker; {} without a broker.
 
+    A worker answers a message before it works on it. One that is killed between leaves it behind, which costs nothing:
+    the job is rung for again, and the message comes to a worker after `VISIBILITY_S`. Until then it is not counted.
     Starts nothing: an embedded server that does not run has no messages.
     """
     from redis import Redis
@@ -193,6 +201,7 @@ def waiting(settings: Settings, state: Path) -> dict[str, int]:
             url.replace("redis+socket://", "unix://"), socket_timeout=5, socket_connect_timeout=2
         ) as asked:
             found = {queue: int(asked.llen(f"wetread:{queue}")) for queue in TASKS}
-            return found | {"unacked": int(asked.hlen("wetread:unacked"))}
+            overdue = clock.now() - VISIBILITY_S - RESTORE_S - _OVERDUE_S
+            return found | {"unacked": int(asked.zcount("wetread:unacked_index", "-inf", overdue))}
     except (RedisError, OSError, ValueError):
         return {}

@@ -10,9 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis
+from kombu import Connection, Consumer, Queue
 from pydantic import ValidationError
 
 from node import broker, embedded
@@ -243,6 +246,54 @@ def test_a_queue_that_nobody_reads_does_not_grow_for_ever(url: str, monkeypatch:
         ring("read", "an id")
     ring("send", "an id")
     assert (waiting(url, "read"), waiting(url, "send")) == (3, 1)
+
+
+_TAKER = """
+import sys
+from kombu import Consumer, Queue
+from node import broker
+connection = broker.make_app(sys.argv[1]).connection_for_read()
+Consumer(connection.channel(), [Queue("read")], on_message=lambda message: print("taken", flush=True)).consume()
+while True:
+    connection.drain_events(timeout=60)
+"""
+
+
+def test_a_message_that_a_killed_worker_had_taken_goes_to_another_and_counts_as_stuck_only_if_it_does_not(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted() -> dict[str, int]:
+        return broker.waiting(Settings(), tmp_path / "state")
+
+    broker.make_ring(url)("read", "3f2504e0-4f89-51d3-9a0c-0305e82c3301")
+    taker = subprocess.Popen([sys.executable, "-c", _TAKER, url], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert taker.stdout is not None
+        assert taker.stdout.readline() == b"taken\n"
+    finally:
+        taker.kill()
+        taker.communicate()
+    with redis.Redis.from_url(url.replace("redis+socket://", "unix://")) as asked:
+        assert asked.hlen("wetread:unacked") == 1
+        assert counted() == {"read": 0, "send": 0, "unacked": 0}
+        with monkeypatch.context() as later:
+            now = time.time()
+            later.setattr(time, "time", lambda: now + 3600)
+            assert counted() == {"read": 0, "send": 0, "unacked": 1}, "an hour later no worker has asked for it"
+        monkeypatch.setattr(broker, "VISIBILITY_S", 1)
+        again: list[object] = []
+        with broker.make_app(url).connection_for_read() as connection:
+            consumer = Consumer(connection.channel(), [Queue("read")], on_message=lambda m: (again.append(m), m.ack()))
+            consumer.consume()
+            until(lambda: drained(connection, again), 60)
+        assert (asked.hlen("wetread:unacked"), asked.zcard("wetread:unacked_index")) == (0, 0)
+
+
+def drained(connection: Connection, messages: list[object]) -> bool:
+    """Let kombu look once; say whether a message has come."""
+    with suppress(TimeoutError):
+        connection.drain_events(timeout=0.5)
+    return bool(messages)
 
 
 def test_celery_is_set_up_as_a_doorbell() -> None:
