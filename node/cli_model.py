@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import sys
 from collections.abc import Iterator
@@ -110,14 +111,16 @@ def train(
 
 
 def _override(said: str) -> tuple[str, Any]:
-    """`learning_rate=0.001` → its id and its value: JSON where it is some, else the text itself."""
+    """`learning_rate=0.001` → its id and its value: JSON or a Python literal where it is some, else the text itself."""
     name, equals, value = said.partition("=")
     if not name or not equals:
         raise click.BadParameter(f'"{said}" is not ID=VALUE, such as learning_rate=0.001', param_hint="--set")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return name, read(value)
+        except (ValueError, SyntaxError):
+            continue
+    return name, value
 
 
 def _has_rows(manifest: Path) -> bool:

@@ -158,3 +158,9 @@ def test_teachers_say_their_share_of_the_target(tmp_path: object) -> None:
     said = (0.5 + torch.tensor(2.0).sigmoid()) / 2
     torch.testing.assert_close(target, torch.full_like(target, 0.75) + 0.25 * said, atol=1e-5, rtol=0)
     assert teacher(torch.nn.Conv2d(1, 1, 1), [], CPU) is None
+
+
+def test_a_teacher_of_another_network_is_named(tmp_path: object) -> None:
+    torch.save(torch.nn.Conv2d(1, 2, 1).state_dict(), f"{tmp_path}/other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt has the weights of another network"):
+        teacher(torch.nn.Conv2d(1, 1, 1), [f"{tmp_path}/other.pt"], CPU)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from node import bundles, cli, trust
+from node import bundles, cli, cli_model, trust
 from node.bundles import Bundle
 from node.errors import BundleError, ConfigError, Permanent
 from tests.unit.phantom import classifier
@@ -36,7 +36,7 @@ def _loading(part: str, key: str, shuffle: bool) -> dict[str, Any]:
         "dataloader": {
             "_target_": "DataLoader",
             "dataset": f"@{key}#dataset",
-            "batch_size": 4,
+            "batch_size": "@batch_size",
             "shuffle": shuffle,
             "drop_last": shuffle,
         },
@@ -51,6 +51,7 @@ TRAIN: dict[str, Any] = {
     "output_dir": "x",
     "seed": 7,
     "max_epochs": 4,
+    "batch_size": 4,
     "device": "$torch.device('cpu')",
     "network_def": _NETWORK,
     "network": "$@network_def.to(@device)",
@@ -352,6 +353,29 @@ def test_what_a_training_cost() -> None:
         "It took 60 minutes on 2 CPU threads: about 0.02 kWh and 8 g of CO₂, reckoned with 10 W each and 400 g/kWh."
     )
     assert "120 minutes on 4 GPUs: about 2.4 kWh" in card.cost(7200, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("teachers=['a/model.pt', 'b/model.pt']", ["a/model.pt", "b/model.pt"]),
+        ('teachers=["a/model.pt"]', ["a/model.pt"]),
+        ("bfloat16=False", False),
+        ("bfloat16=false", False),
+        ("device=$torch.device('cpu')", "$torch.device('cpu')"),
+    ],
+)
+def test_an_override_is_json_python_or_text(said: str, value: object) -> None:
+    """As `monai.bundle run` takes them; a list in single quotes was text, whose letters were taken for files."""
+    assert cli_model._override(said) == (said.partition("=")[0], value)
+
+
+def test_a_training_that_keeps_no_weights_says_so(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    """Its only validation would have been in epoch 9."""
+    with pytest.raises(
+        Permanent, match=r"no validation of bright 1\.0\.0 found weights .* how often train\.json validates"
+    ):
+        run(bundle, data, tmp_path / "out", overrides={"train#trainer#train_handlers#0#interval": 9})
 
 
 def test_an_override_that_is_none(capsys: pytest.CaptureFixture[str], bundle: Bundle, tmp_path: Path) -> None:

@@ -49,6 +49,9 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
         together.launch(request, tell)
     else:
         run(request, bundle, out, tell)
+    if not any((out / "models").glob("model.*")):
+        told = f"no validation of {bundle.title} found weights worth keeping. {out / _LOG} says more."
+        raise Permanent(f"The training ended, but {told} Look at how often train.json validates, and at its metric.")
     found = json.loads((out / "docs" / "curves.json").read_text(encoding="utf-8"))
     with Scripts(out):
         chosen = calibrate(out, lists["validation"], Path(request.data), request.started, tell)

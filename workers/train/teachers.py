@@ -10,13 +10,19 @@ from torch import Tensor
 
 
 class Ensemble(torch.nn.Module):
-    """The mean probability of networks of one shape, whose weights are in `files`, frozen on `device`."""
+    """The mean probability of networks of one shape, whose weights are in `files`, frozen on `device`.
+
+    Raises `OSError` for a file that is not there, and `ValueError` where its weights are those of another network.
+    """
 
     def __init__(self, network: torch.nn.Module, files: Sequence[str], device: torch.device) -> None:
         super().__init__()
         self.networks = torch.nn.ModuleList(copy.deepcopy(network) for _ in files)
         for one, file in zip(self.networks, files, strict=True):
-            one.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            try:
+                one.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+            except RuntimeError as error:
+                raise ValueError(f"the teacher {file} has the weights of another network") from error
         self.to(device).eval().requires_grad_(False)
 
     def forward(self, image: Tensor) -> Tensor:
