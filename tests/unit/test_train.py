@@ -256,9 +256,10 @@ def test_a_mistyped_override_is_refused(name: str, bundle: Bundle, data: Path, t
 
 
 def test_a_training_that_fails_says_why(bundle: Bundle, data: Path, tmp_path: Path) -> None:
-    (data / datalist.load(data, bundle)["training"][0]["image"]).write_bytes(b"no picture")
-    with pytest.raises(Permanent, match=r"The training of bright 1\.0\.0 failed: .*training\.log says more"):
-        run(bundle, data, tmp_path / "out")
+    with pytest.raises(
+        Permanent, match=r"The training of bright 1\.0\.0 failed: ZeroDivisionError.*training\.log says"
+    ):
+        run(bundle, data, tmp_path / "out", overrides={"train#trainer#loss_function": "$lambda pred, label: 1 / 0"})
 
 
 def test_another_schedule_is_not_gone_on_with(bundle: Bundle, data: Path, tmp_path: Path) -> None:

@@ -28,8 +28,9 @@ from workers.load.series import load
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _PICTURES = (".png", ".jpg", ".jpeg")
 _NIFTI = (".nii", ".nii.gz")
-_DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "F")
-_LABELS = (*_DEEP_GREY, "P")
+DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "F")
+"""Modes of pictures with more than 8 bits."""
+_LABELS = (*DEEP_GREY, "P")
 """Of a mask with a palette the numbers are the labels; its colors are for people."""
 SAME_GRID = 0.05
 """How far, in voxels, the corners of a mask may lie from those of its image."""
@@ -119,7 +120,7 @@ def _picture(path: Path) -> Volume:
     return Volume(pixels, film_affine(None), (Source(path.name),), None, "OT", is_projection=True)
 
 
-def _grey(path: Path, as_they_are: tuple[str, ...] = _DEEP_GREY) -> NDArray[Any]:
+def _grey(path: Path, as_they_are: tuple[str, ...] = DEEP_GREY) -> NDArray[Any]:
     """(row, column); of the modes `as_they_are` the values themselves, all else as 8-bit grey."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:

@@ -31,7 +31,7 @@ def load(data: Path, bundle: Bundle) -> Lists:
     listed, table = data / f"{bundle.name}.json", data / "manifest.csv"
     if listed.is_file():
         found, source = _listed(listed), listed
-    elif table.is_file():
+    elif is_table(data, bundle):
         found, source = _split(manifest.load(table, bundle), data), table
     else:
         found, source = _public(data, bundle), data
@@ -44,6 +44,11 @@ def load(data: Path, bundle: Bundle) -> Lists:
             told = f"all images of the part {part} have the label {classes.pop()}"
             raise ConfigError(source, None, f"{told}: nothing can be learned or chosen there; more patients are needed")
     return found
+
+
+def is_table(data: Path, bundle: Bundle) -> bool:
+    """Whether the lists come from a manifest, whose images and masks are as `wetread evaluate` reads them."""
+    return (data / "manifest.csv").is_file() and not (data / f"{bundle.name}.json").is_file()
 
 
 def _listed(path: Path) -> Lists:

@@ -21,7 +21,7 @@ from node.errors import BundleError, Permanent, first_cause
 from workers.predict import weights
 from workers.predict.guard import path_of
 from workers.predict.scripts import Scripts
-from workers.train import datalist, guard, together
+from workers.train import datalist, films, guard, together
 from workers.train.calibrate import calibrate
 from workers.train.card import card, cost, curves
 from workers.train.request import Request
@@ -42,8 +42,10 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
         raise BundleError(f"Bundle {bundle.title} has changed since it was looked up. It was not trained.")
     out = Path(request.out)
     _copy(bundle, out, request)
-    (out / _LIST).write_text(json.dumps(lists, indent=1) + "\n", encoding="utf-8")
-    datalist.write_manifest(out / "test.csv", lists.get("test", []), Path(request.data), bundle)
+    data = Path(request.data)
+    opened = films.prepared(lists, data, out, bundle, tell) if datalist.is_table(data, bundle) else lists
+    (out / _LIST).write_text(json.dumps(opened, indent=1) + "\n", encoding="utf-8")
+    datalist.write_manifest(out / "test.csv", lists.get("test", []), data, bundle)
     _files(request, bundle, out)
     if request.processes > 1:
         together.launch(request, tell)
@@ -54,10 +56,10 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
         raise Permanent(f"The training ended, but {told} Look at how often train.json validates, and at its metric.")
     found = json.loads((out / "docs" / "curves.json").read_text(encoding="utf-8"))
     with Scripts(out):
-        chosen = calibrate(out, lists["validation"], Path(request.data), request.started, tell)
-    _fit_guard(out, lists, Path(request.data))
+        chosen = calibrate(out, lists["validation"], data, request.started, tell)
+    guarded = _fit_guard(bundle, out, lists, data)
     (out / "docs" / "curves.png").write_bytes(curves(found))
-    said = card(request, bundle, lists, found, chosen, _spent(request, found))
+    said = card(request, bundle, lists, found, chosen, _spent(request, found) + guarded)
     (out / "docs" / "README.md").write_text(said, encoding="utf-8")
 
 
@@ -83,14 +85,21 @@ def _spent(request: Request, found: list[dict[str, Any]]) -> str:
     return cost(sum(point["seconds"] for point in found), gpus, torch.get_num_threads())
 
 
-def _fit_guard(out: Path, lists: datalist.Lists, data: Path) -> None:
-    """The copy's guard knows the patients of this training, not those of the bundle trained from."""
+def _fit_guard(bundle: Bundle, out: Path, lists: datalist.Lists, data: Path) -> str:
+    """The copy's guard knows the patients of this training; of too few, those of `bundle`, and the card says so."""
     trained = bundles.load(out)
-    if path_of(trained) is not None:
-        try:
-            guard.fit(trained, lists, data, lambda share: None)
-        except ValueError as error:
-            raise Permanent(f"{error}. The weights are trained; take `file` out of [guard], or add patients.") from None
+    path, old = path_of(trained), path_of(bundle)
+    if path is None:
+        return ""
+    try:
+        guard.fit(trained, lists, data, lambda share: None)
+    except ValueError as error:
+        if old is None or not old.is_file():
+            told = f"{error}. The weights are trained; take `file` out of [guard], or add patients."
+            raise Permanent(told) from None
+        shutil.copyfile(old, path)
+        return f" The guard is still that of {bundle.title}, fitted on its own patients: {error}."
+    return ""
 
 
 def _copy(bundle: Bundle, out: Path, request: Request) -> None:
