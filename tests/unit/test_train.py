@@ -332,7 +332,12 @@ def test_temperature_and_threshold_are_chosen_again(bundle: Bundle, data: Path, 
     assert json.loads((bundle.folder / "configs" / "inference.json").read_text())["temperature"] == 9.5
 
 
-def test_two_processes_train_one_network(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_network(
+    bundle: Bundle, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a file has the name of a module that they import: it was run."""
+    (tmp_path / "ignite.py").write_text("raise SystemExit(1)")
+    monkeypatch.chdir(tmp_path)
     shared = bundles.SHIPPED / "lung_fields" / "configs" / "multi_gpu_train.json"
     bundle = stopping(bundle)
     (bundle.folder / "configs" / "multi_gpu_train.json").write_text(shared.read_text())

@@ -49,10 +49,10 @@ def _listen(lines: Any, tell: Tell) -> str:
 
 
 def _environment(processes: int) -> dict[str, str]:
-    """The processes meet on the loopback interface, and share the processors."""
+    """The processes meet on the loopback interface, share the processors, and import nothing from where they run."""
     threads = max(1, (os.cpu_count() or 1) // 2 // processes)
     loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
-    return {"OMP_NUM_THREADS": str(threads)} | loopback | os.environ
+    return {"OMP_NUM_THREADS": str(threads)} | loopback | os.environ | {"PYTHONSAFEPATH": "1"}
 
 
 def main() -> None:
