@@ -87,7 +87,7 @@ class Look:
 
         low, high = (edge.view(-1, *[1] * (axes + 1)) for edge in torch.aminmax(image.flatten(1), dim=1))
         span = (high - low).clamp_min(1e-6)
-        power = 1 + some() * (_log_uniform(some().shape, *self.gamma, device) - 1)
+        power = 1 + some() * (_log_uniform(low.shape, *self.gamma, device) - 1)
         image = ((image - low) / span).clamp(0, 1) ** power * span + low
         deviation = image.flatten(1).std(1).view_as(low)
         if self.bias:
