@@ -7,8 +7,8 @@ compute on the GPU, each with PyTorch's settings as it finds them or makes them;
 
 Cases: `hippocampus`, the shipped bundle on a crop (`--series`, or a phantom); `organs`, a CT of 300 × 512 × 512 with
 five synthetic organs, read at 1.5 mm by the network of public CT bundles, which is trained on them first; and `ct`, the
-weights of hippocampus in a sliding window over a synthetic CT of that size, in both ways without their eight mirrors:
-a network that computes at full resolution, where what is found means nothing and what it costs does.
+weights of hippocampus in a sliding window over a synthetic CT of that size: a network that computes at full resolution,
+where what is found means nothing and what it costs does.
 """
 
 from __future__ import annotations
