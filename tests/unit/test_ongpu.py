@@ -20,7 +20,7 @@ from workers.predict import grid, ongpu, quick, resample
 from workers.predict.memory import stepping_down
 from workers.predict.network import Network
 
-on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 WINDOWS = {"_target_": "SlidingWindowInferer", "roi_size": [8, 8, 8], "sw_batch_size": 4, "overlap": 0.25}
 
 
