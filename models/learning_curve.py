@@ -31,11 +31,6 @@ FOLDER = SHIPPED / "chest_xray"
 Array: TypeAlias = NDArray[np.float64]
 
 
-def batched(images: list[torch.Tensor], size: int) -> list[list[torch.Tensor]]:
-    """Return `images` in lists of `size`, the last one shorter."""
-    return [images[first : first + size] for first in range(0, len(images), size)]
-
-
 def films(datalist: Path, part: str) -> list[dict[str, Any]]:
     """Return the adults of one part."""
     return [case for case in json.loads(datalist.read_text(encoding="utf-8"))[part] if case["cohort"] == "adults"]
@@ -74,7 +69,8 @@ class Adults:
         self._parser = ConfigParser(json.loads((FOLDER / "configs" / "inference.json").read_text(encoding="utf-8")))
         before = self._parser.get_parsed_content("preprocessing")
         cases = films(options.datalist, part)
-        self._images = [before({"image": str(options.data / case["image"])})["image"].as_tensor() for case in cases]
+        images = [before({"image": str(options.data / case["image"])})["image"].as_tensor() for case in cases]
+        self._images = torch.stack(images)
         self._labels = [float(case["label"]) for case in cases]
         self.patients = [case["patient"] for case in cases]
 
@@ -83,7 +79,7 @@ class Adults:
         """Return rows of truth and logit."""
         network = self._parser.get_parsed_content("network_def").eval()
         network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        found = torch.cat([network(torch.stack(some)) for some in batched(self._images, 32)])
+        found = torch.cat([network(some) for some in torch.split(self._images, 32)])
         return np.column_stack([self._labels, found.double().numpy()])
 
 

@@ -24,7 +24,7 @@ from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
 from node.audit import Audit
 from node.errors import BundleError, DatabaseUnavailable, Permanent
-from node.loop import Loop as Loop
+from node.loop import Loop
 from node.metrics import Registry
 from node.route import doorbell, router
 from node.settings import Routes, Settings, state_folder

@@ -78,14 +78,19 @@ def test_jobs_and_deliveries_that_rest_or_are_held_until_next_year_are_due(
     assert jobs.expire(database, NOW + 61) == 1
 
 
-def test_a_delivery_that_rests_until_next_year_is_due(database: Database, turned_back: TurnedBack, hand: Hand) -> None:
+def report(database: Database, at: float) -> None:
+    """Let a job end with one document, at `at` by the clock of its worker."""
     studies.register(database, [received(1, NOW)])
     studies.complete(database, STUDY, NOW, "test")
     studies.routed(database, STUDY, 1, [JOB], "test", NOW)
     job = jobs.claim(database, JOB.job_id, "worker", NOW)
     assert job is not None
     document = jobs.Document("SR", "1.2", "1.3", "1.4", f"results/ab/{'ab' * 32}.dcm", "ab" * 32, 1)
-    assert jobs.reported(database, job, "worker", [document], "", NOW)
+    assert jobs.reported(database, job, "worker", [document], "", at)
+
+
+def test_a_delivery_that_rests_until_next_year_is_due(database: Database, turned_back: TurnedBack, hand: Hand) -> None:
+    report(database, NOW)
     (waiting,) = deliveries.to_ring(database, NOW, 30.0)
     claimed = deliveries.claim(database, waiting, "worker", NOW + YEAR)
     assert claimed is not None
@@ -98,13 +103,7 @@ def test_a_delivery_that_rests_until_next_year_is_due(database: Database, turned
 def test_a_delivery_that_was_made_next_year_is_tried_no_longer_than_others(
     database: Database, turned_back: TurnedBack, hand: Hand, rests_until: float
 ) -> None:
-    studies.register(database, [received(1, NOW)])
-    studies.complete(database, STUDY, NOW, "test")
-    studies.routed(database, STUDY, 1, [JOB], "test", NOW)
-    job = jobs.claim(database, JOB.job_id, "worker", NOW)
-    assert job is not None
-    document = jobs.Document("SR", "1.2", "1.3", "1.4", f"results/ab/{'ab' * 32}.dcm", "ab" * 32, 1)
-    assert jobs.reported(database, job, "worker", [document], "", NOW + YEAR)
+    report(database, NOW + YEAR)
     if rests_until:
         (waiting,) = deliveries.to_ring(database, NOW + YEAR, 30.0)
         claimed = deliveries.claim(database, waiting, "worker", NOW + YEAR)
