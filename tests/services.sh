@@ -6,7 +6,7 @@ set -euo pipefail
 missing=()
 command -v Orthanc >/dev/null || missing+=(orthanc)
 compgen -G '/usr/share/orthanc/plugins/*DicomWeb*' >/dev/null || missing+=(orthanc-dicomweb)
-command -v storescu >/dev/null || missing+=(dcmtk)
+command -v dcmdump >/dev/null || missing+=(dcmtk) # pynetdicom has a storescu, too
 command -v gcc >/dev/null || missing+=(gcc libc6-dev)
 command -v redis-server >/dev/null || missing+=(redis-server)
 command -v ip >/dev/null || missing+=(iproute2)

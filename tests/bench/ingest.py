@@ -25,6 +25,7 @@ import numpy as np
 
 from node import uids
 from node.simulate.phantoms import volume
+from tests import dcmtk
 from tests.bench.processes import cpu_s
 from tests.bench.receivers import RECEIVERS, Receiver, wait_until_ready
 
@@ -109,7 +110,7 @@ def send(receiver: Receiver, folders: Sequence[Path]) -> float:
 
     Raises RuntimeError when a sender was told anything but success.
     """
-    command = ["storescu", "-q", "-R", "-aec", receiver.ae_title, "+sd", "127.0.0.1", str(receiver.port)]
+    command = [dcmtk.program("storescu"), "-q", "-R", "-aec", receiver.ae_title, "+sd", "127.0.0.1", str(receiver.port)]
     environment = os.environ | {"TCP_NODELAY": "1"}
     started = time.perf_counter()
     senders = [subprocess.Popen([*command, str(folder)], env=environment) for folder in folders]

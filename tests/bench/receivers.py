@@ -6,7 +6,6 @@ Each is tuned as well as its options allow: without Nagle's algorithm, which wou
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from tests import dcmtk
 from tests.e2e import orthanc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def _program(folder: Path, command: Sequence[str], environment: Mapping[str, str
 @contextmanager
 def _dcmtk(folder: Path, *options: str) -> Iterator[Receiver]:
     """DCMTK's storescp, a process per association; writes what it received and syncs nothing."""
-    program = shutil.which("storescp") or "storescp"
+    program = dcmtk.program("storescp")
     command = [program, "-q", "--fork", "+B", *options, "-od", str(folder / "received")]
     with _program(folder, command, orthanc.loopback_only(folder) | {"TCP_NODELAY": "1"}) as receiver:
         yield receiver
@@ -122,7 +122,7 @@ RECEIVERS: dict[str, Start] = {
 
 def wait_until_ready(receiver: Receiver) -> None:
     """Wait for the answer to a C-ECHO; raises RuntimeError when there is none in time."""
-    command = ["echoscu", "-q", "-aec", receiver.ae_title, "127.0.0.1", str(receiver.port)]
+    command = [dcmtk.program("echoscu"), "-q", "-aec", receiver.ae_title, "127.0.0.1", str(receiver.port)]
     deadline = time.monotonic() + START_S
     while subprocess.run(command, capture_output=True, env=os.environ | {"TCP_NODELAY": "1"}).returncode != 0:
         if time.monotonic() > deadline:

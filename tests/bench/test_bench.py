@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pydicom
 import pytest
 
+from tests import dcmtk
 from tests.bench import completeness, ingest, limits, organs, reading, stages
 
 
-@pytest.mark.skipif(shutil.which("storescu") is None, reason="DCMTK is absent (no storescu)")
+@pytest.mark.skipif(dcmtk.find("storescu") is None, reason="DCMTK is absent (no storescu)")
 def test_receivers_are_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--rounds", "1", "--megabytes", "2", "--sizes", "64", "--associations", "2", "--folder", str(tmp_path)]
     ingest.main([*asked, "--receivers", "wetread", "dcmtk", "pynetdicom", "--json"])

@@ -17,6 +17,8 @@ from typing import Any
 
 import httpx
 
+from tests import dcmtk
+
 PLUGINS = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 HERE = Path(__file__).resolve().parent
 PROGRAMS = f"{os.environ.get('PATH', '')}:/usr/sbin"
@@ -36,7 +38,8 @@ def free_port() -> int:
 
 def missing() -> str:
     """Return what a run with Orthanc and DCMTK lacks on this machine, or nothing."""
-    needed = [name for name in ("Orthanc", "storescu", "gcc") if shutil.which(name, path=PROGRAMS) is None]
+    needed = [name for name in ("Orthanc", "gcc") if shutil.which(name, path=PROGRAMS) is None]
+    needed += [] if dcmtk.find("storescu") else ["storescu"]
     return ", ".join(needed + ([] if PLUGINS.exists() else ["orthanc-dicomweb"]))
 
 

@@ -16,7 +16,7 @@ from node import calling, check
 from node.settings import Settings, TlsSettings
 from node.simulate.pacs import Pacs
 from node.store import deliveries
-from tests import certificates
+from tests import certificates, dcmtk
 from tests.certificates import Authority
 from tests.e2e import orthanc
 from tests.filed import Node, file_study, make_node
@@ -51,7 +51,7 @@ def storescp(folder: Path, loopback: dict[str, str], options: Sequence[object]) 
     """DCMTK's `storescp` on a port of loopback, with these options for TLS."""
     folder.mkdir()
     port = orthanc.free_port()
-    command = ["storescp", "-q", "-aet", "SIM_PACS", "-od", folder, *options, port]
+    command = [dcmtk.program("storescp"), "-q", "-aet", "SIM_PACS", "-od", folder, *options, port]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, env=loopback)
     try:

@@ -16,6 +16,7 @@ import pytest
 
 from node import bundles, clock, study
 from node.findings import Reading
+from tests import dcmtk
 from tests.e2e import orthanc, wetread_node
 from tests.e2e.orthanc import Orthanc
 from tests.e2e.wetread_node import WetreadNode
@@ -48,7 +49,8 @@ def sources(shared_data: Path) -> list[Path]:
 
 def storescu(folder: Path, port: int, called: str) -> None:
     files = [str(p) for p in sorted(folder.rglob("*.dcm"))]
-    subprocess.run(["storescu", "-aet", "STORESCU", "-aec", called, "127.0.0.1", str(port), *files], check=True)
+    command = [dcmtk.program("storescu"), "-aet", "STORESCU", "-aec", called, "127.0.0.1", str(port)]
+    subprocess.run([*command, *files], check=True)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from node.accept.alerts import LINES
 from node.settings import NodeSettings, Peer, Settings
 from node.store import deliveries
 from node.store.db import Database
+from tests import dcmtk
 from tests.protocol.listening import (
     VERIFICATION,
     Node,
@@ -50,7 +50,7 @@ def test_echo(node: Node) -> None:
 
 
 def test_echo_by_dcmtk(node: Node) -> None:
-    echoscu = shutil.which("echoscu")
+    echoscu = dcmtk.find("echoscu")
     if echoscu is None:
         pytest.skip("DCMTK's echoscu is not on PATH")
     done = subprocess.run([echoscu, "-aec", "WETREAD", "127.0.0.1", str(node.port)], check=False, timeout=30)
@@ -58,7 +58,7 @@ def test_echo_by_dcmtk(node: Node) -> None:
 
 
 def test_store_by_dcmtk_and_by_implicit_order(node: Node, tmp_path: Path) -> None:
-    storescu = shutil.which("storescu")
+    storescu = dcmtk.find("storescu")
     if storescu is None:
         pytest.skip("DCMTK's storescu is not on PATH")
     file = tmp_path / "a.dcm"
