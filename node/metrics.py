@@ -34,6 +34,11 @@ class Metric:
         with self._lock:
             self._values[key] = value
 
+    def clear(self) -> None:
+        """Forget every number; for gauges of what is not known now."""
+        with self._lock:
+            self._values.clear()
+
     def widen(self, **labels: Iterable[str]) -> None:
         """Allow more values of some labels; those that there were stay."""
         self._allowed |= {label: self._allowed[label] | frozenset(values) for label, values in labels.items()}

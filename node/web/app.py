@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from node import clock
-from node.errors import NotFound, WetreadError
+from node.errors import NotFound, Transient, WetreadError
 from node.metrics import Registry
 from node.settings import Settings
 from node.states import DeliveryState, JobState, StudyState
@@ -29,12 +29,15 @@ from node.store import studies
 from node.store.db import Database
 from node.store.spool import Spool
 from node.uids import is_readable_uid
-from node.web import metrics, models, queries
-from node.web.auth import Guard, read_token
+from node.web import models, queries
+from node.web.asking import Asker
+from node.web.auth import HEADERS, Guard, read_token
 from node.web.health import Health
+from node.web.metrics import CONTENT_TYPE, Metrics
 
 _HERE = Path(__file__).parent
 _PAGE, _MOST_PAGES = 50, 10_000
+_RETRY_AFTER_S = 10
 _TONES = {
     "good": {"DONE", "COMMITTED", "SENT"},
     "busy": {"RECEIVING", "COMPLETE", "ROUTED", "QUEUED", "RUNNING", "REPORTED", "PENDING", "SENDING", "COMMITTING"},
@@ -69,7 +72,7 @@ def make_app(
     routes: list[BaseRoute] = [
         Route("/", pages.overview),
         Route("/studies/{uid}", pages.study),
-        Route("/studies/{uid}/key-image-{number:int}.png", pages.key_image),
+        Route("/studies/{uid}/key-image-{number}.png", pages.key_image),
         Route("/models", pages.models),
         Route("/models/{name}", pages.model),
         Route("/models/{name}/{file}", pages.model_picture),
@@ -80,16 +83,24 @@ def make_app(
     ]
     if stow is not None:
         routes.append(Mount("/dicom-web", stow))
-    handlers: dict[Any, Callable[..., Any]] = {HTTPException: pages.http_error, Exception: pages.server_error}
-    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    handlers: dict[Any, Callable[..., Any]] = {
+        HTTPException: pages.http_error,
+        Transient: pages.unavailable,
+        Exception: pages.server_error,
+    }
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # it leads to the host that the request names, and away from TLS
+    return app
 
 
 class Pages:
     """The handlers; each is a plain function that Starlette runs in a thread, since the database blocks."""
 
     def __init__(self, db: Database, settings: Settings, health: Health, registry: Registry) -> None:
-        self._db, self._settings, self._health, self._registry = db, settings, health, registry
+        self._db, self._settings, self._health = db, settings, health
         self._spool = Spool(settings.spool.url, settings.spool.refuse_below)
+        self._database, self._disk = Asker("The database"), Asker("The spool")
+        self._metrics = Metrics(db, settings, health, registry, self._database, self._disk)
         self._templates = Environment(
             loader=FileSystemLoader(_HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
@@ -101,8 +112,9 @@ class Pages:
         page = _number(request.query_params.get("page", "1"))
         if (state and state not in list(StudyState)) or not 1 <= page <= _MOST_PAGES:
             raise HTTPException(400)
-        found = queries.overview(self._db, state, _PAGE + 1, (page - 1) * _PAGE)
-        counts = queries.counts(self._db)
+        found, counts = self._database.ask(
+            lambda: (queries.overview(self._db, state, _PAGE + 1, (page - 1) * _PAGE), queries.counts(self._db))
+        )
         return self._page(
             "overview.html",
             studies=found[:_PAGE],
@@ -118,14 +130,17 @@ class Pages:
         """`/studies/{uid}`: one study with its jobs, deliveries, history and reasons."""
         uid = self._uid(request)
         try:
-            study = studies.show(self._db, uid)
+            study, images = self._database.ask(
+                lambda: (studies.show(self._db, uid), queries.key_image_count(self._db, uid))
+            )
         except NotFound:
             raise HTTPException(404) from None
-        return self._page("study.html", study=study, images=queries.key_image_count(self._db, uid))
+        return self._page("study.html", study=study, images=images)
 
     def key_image(self, request: Request) -> Response:
         """`/studies/{uid}/key-image-N.png`: our Secondary Capture."""
-        png = queries.key_image(self._db, self._spool, self._uid(request), request.path_params["number"])
+        uid, number = self._uid(request), _number(request.path_params["number"], otherwise=-1)
+        png = self._database.ask(lambda: queries.key_image(self._db, self._spool, uid, number)) if number >= 0 else None
         if png is None:
             raise HTTPException(404)
         return Response(png, media_type="image/png")
@@ -148,13 +163,16 @@ class Pages:
             raise HTTPException(404)
         return FileResponse(path)
 
-    def healthz(self, request: Request) -> Response:
-        """`/healthz`: this process answers."""
+    async def healthz(self, request: Request) -> Response:
+        """`/healthz`: this process answers, also while every thread waits for the database."""
         return JSONResponse({"status": "ok"})
 
     def readyz(self, request: Request) -> Response:
         """`/readyz`: 200 when studies can be taken and read, 503 with what is wrong otherwise."""
-        checks = {"database": self._try(lambda: queries.counts(self._db)), "spool": self._try(self._check_room)}
+        checks = {
+            "database": _try(lambda: self._database.ask(lambda: queries.counts(self._db))),
+            "spool": _try(lambda: self._disk.ask(lambda: self._spool.check_room(0))),
+        }
         checks |= self._health.stages()
         wrong = {name: why for name, why in checks.items() if why}
         body = {"status": "degraded" if wrong else "ready", "checks": {k: v or "ok" for k, v in checks.items()}}
@@ -162,19 +180,28 @@ class Pages:
 
     def metrics(self, request: Request) -> Response:
         """`/metrics` for Prometheus."""
-        text = metrics.render(self._db, self._settings, self._health, self._registry)
-        return Response(text, headers={"Content-Type": metrics.CONTENT_TYPE})
+        return Response(self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     def http_error(self, request: Request, error: HTTPException) -> Response:
         """Answer with a page that repeats nothing of the request."""
         words = {404: "There is no such page or study here.", 405: "This page can only be read."}
         message = words.get(error.status_code, "The request was not understood.")
-        return self._page("error.html", status=error.status_code, message=message)
+        answer = self._page("error.html", status=error.status_code, message=message)
+        answer.headers.update(error.headers or {})
+        return answer
+
+    def unavailable(self, request: Request, error: Transient) -> Response:
+        """Answer what did not work now and may soon, such as a database that is away; the stages log it."""
+        answer = self._page("error.html", status=503, message=str(error))
+        answer.headers["Retry-After"] = str(_RETRY_AFTER_S)
+        return answer
 
     def server_error(self, request: Request, error: Exception) -> Response:
         """Answer an error of ours; Starlette logs it, the page says only what is ours to say."""
         message = str(error) if isinstance(error, WetreadError) else "The node could not answer. Its log says more."
-        return self._page("error.html", status=500, message=message)
+        answer = self._page("error.html", status=500, message=message)
+        answer.headers.update(HEADERS)  # it passes by the middleware
+        return answer
 
     def _page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
         text = self._templates.get_template(template).render(
@@ -188,15 +215,16 @@ class Pages:
             raise HTTPException(404)
         return uid
 
-    def _check_room(self) -> None:
-        self._spool.check_room(0)
 
-    def _try(self, check: Callable[[], object]) -> str:
-        try:
-            check()
-        except WetreadError as error:
-            return str(error)
-        return ""
+def _try(check: Callable[[], object]) -> str:
+    """Return what is wrong, empty where nothing is."""
+    try:
+        check()
+    except WetreadError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return ""
 
 
 def _tiles(counts: dict[str, dict[str, int]]) -> list[tuple[str, int, str]]:
@@ -225,5 +253,5 @@ def _when(seconds: float | None) -> str:
     return (clock.to_iso(seconds) or "").replace("T", " ").replace("Z", "") if seconds else "–"
 
 
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0
+def _number(text: str, otherwise: int = 0) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else otherwise

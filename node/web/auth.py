@@ -20,13 +20,14 @@ MOST_GUESSES, GUESSES_WITHIN_S = 20, 60.0
 """Wrong tokens that one address may try, and in how many seconds, before it is told to wait. The right one is let in
 all the same: behind a proxy everybody has one address, and a token is too long to be guessed (`read_token`)."""
 _MOST_ADDRESSES = 1000
-_HEADERS = {
+HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+"""What every answer carries."""
 
 
 def read_token(path: Path | None) -> str | None:
@@ -62,7 +63,7 @@ class Guard:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)
 

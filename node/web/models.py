@@ -6,7 +6,7 @@ A card is text from outside: it becomes HTML without any HTML of its own, and li
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from node import bundles, cards
 from node.bundles import Bundle
 from node.errors import BundleError
 
-_PICTURE = re.compile(r"[\w-][\w.-]*\.(?:png|jpe?g)")
+_PICTURE = re.compile(r"[\w-][\w.-]{0,99}\.(?:png|jpe?g)", re.ASCII)
 
 
 def overview(folder: Path | None) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def show(folder: Path | None, name: str) -> dict[str, Any] | None:
     bundle = _find(folder, name)
     if bundle is None:
         return None
-    found = cards.metrics(bundle)
+    found = _metrics(bundle)
     return _row(bundle) | {
         "digest": bundle.digest,
         "intended_use": str(bundle.metadata.get("intended_use", "")),
@@ -60,18 +60,22 @@ def _folders(folder: Path | None) -> tuple[Path, ...]:
 
 def _row(bundle: Bundle) -> dict[str, Any]:
     says = [s.label for s in bundle.dicom.segment] or [f.label for f in bundle.dicom.finding]
-    try:
-        measured = bool(cards.figures(cards.metrics(bundle)))
-    except BundleError:
-        measured = False
     return {
         "name": bundle.name,
         "version": bundle.version,
         "kind": bundle.dicom.kind,
         "task": str(bundle.metadata.get("task", "")),
         "says": ", ".join(says),
-        "measured": measured,
+        "measured": bool(cards.figures(_metrics(bundle))),
     }
+
+
+def _metrics(bundle: Bundle) -> Mapping[str, Any]:
+    """Return the figures, none where their file is broken: what reads a bundle does not need them."""
+    try:
+        return cards.metrics(bundle)
+    except (BundleError, OSError):
+        return {}
 
 
 def render(markdown: str, base: str) -> str:

@@ -56,7 +56,12 @@ def key_image(db: Database, spool: Spool, study_uid: str, number: int) -> bytes 
     """
     with db.reader() as connection:
         found = rows(connection, _KEY_IMAGE, study=study_uid)
-    return to_png(spool.path(found[number]["path"]).read_bytes()) if number < len(found) else None
+    if number >= len(found):
+        return None
+    try:
+        return to_png(spool.path(found[number]["path"]).read_bytes())
+    except FileNotFoundError:  # removed since, or lost; `wetread spool verify` tells which
+        return None
 
 
 def key_image_count(db: Database, study_uid: str) -> int:

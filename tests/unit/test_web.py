@@ -195,6 +195,45 @@ def test_pages_only_read(node: Node) -> None:
         assert node.client().request(method, "/").status_code == 405
 
 
+def test_a_page_says_what_may_be_done_with_it_and_sends_nobody_elsewhere(node: Node) -> None:
+    client = node.client()
+    assert set(client.post("/").headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert client.head("/").status_code == 200
+    for path in ("/models/", f"/studies/{STUDY}/", "/static"):
+        assert client.get(path, follow_redirects=False).status_code == 404
+
+
+@pytest.mark.parametrize("number", ["-1", "1.0", "٣", "9" * 5000])
+def test_a_number_of_a_key_image_that_is_none_is_404(node: Node, number: str) -> None:
+    node.receive()
+    node.read()
+    assert node.client().get(f"/studies/{STUDY}/key-image-{number}.png").status_code == 404
+
+
+def test_a_key_image_whose_file_is_gone_is_404(node: Node) -> None:
+    node.receive()
+    node.read()
+    for path in (node.spool.root / "results").rglob("*.dcm"):
+        path.unlink()
+    assert node.client().get(f"/studies/{STUDY}/key-image-0.png").status_code == 404
+
+
+def test_a_fault_of_ours_has_the_headers_and_says_nothing(node: Node) -> None:
+    node.receive()
+    node.read()
+    for path in (node.spool.root / "results").rglob("*.dcm"):
+        path.chmod(0o600)
+        path.write_bytes(b"PATIENT^NAME")
+    client = TestClient(
+        make_app(node.db, node.settings, node.health), base_url="http://127.0.0.1", raise_server_exceptions=False
+    )
+    answer = client.get(f"/studies/{STUDY}/key-image-0.png")
+    assert answer.status_code == 500
+    assert "PATIENT" not in answer.text
+    assert answer.headers["content-security-policy"].startswith("default-src 'self'")
+    assert answer.headers["cache-control"] == "no-store"
+
+
 def test_without_a_token_only_local_names_are_answered(node: Node) -> None:
     assert node.client().get("/", headers={"Host": "evil.example"}).status_code == 400
     assert node.client().get("/", headers={"Host": "localhost:8080"}).status_code == 200

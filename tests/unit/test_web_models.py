@@ -56,7 +56,15 @@ def test_shipped_cards_are_shown(client: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["absent", "..%2f..", "bright/secret.txt", "bright/README.md", "bright/..%2fmodels%2fmodel.pt", "bright/none.png"],
+    [
+        "absent",
+        "..%2f..",
+        "bright/secret.txt",
+        "bright/README.md",
+        "bright/..%2fmodels%2fmodel.pt",
+        "bright/none.png",
+        f"bright/{'x' * 300}.png",
+    ],
 )
 def test_nothing_else_is_served(client: TestClient, path: str) -> None:
     assert client.get(f"/models/{path}").status_code == 404
@@ -83,3 +91,10 @@ def test_pictures_are_served(client: TestClient, tmp_path: Path) -> None:
 )
 def test_a_card_brings_no_code_and_leads_nowhere_it_should_not(markdown: str, html: str) -> None:
     assert str(render(markdown, "/models/x/")).strip() == html
+
+
+def test_a_model_whose_figures_are_broken_is_shown_without_them(client: TestClient, tmp_path: Path) -> None:
+    (tmp_path / "models" / "bright" / "docs" / "metrics.json").write_text("{")
+    page = client.get("/models/bright")
+    assert page.status_code == 200
+    assert "None are known" in page.text
