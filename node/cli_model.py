@@ -103,6 +103,10 @@ def train(
     )
     _follow("workers.train", "training", request.to_json(), None)
     trained = bundles.load(out)
+    for note in (
+        _load(out / "docs" / "calibration.json")["notes"] if (out / "docs" / "calibration.json").is_file() else ()
+    ):
+        click.echo(note, err=True)
     if not _has_rows(out / "test.csv"):
         click.echo("No patient fell into the test part: nothing was measured.", err=True)
         return

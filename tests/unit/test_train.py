@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -314,6 +315,12 @@ def test_a_training_stops_where_nothing_gets_better_and_stays_stopped(
 
 
 def test_temperature_and_threshold_are_chosen_again(bundle: Bundle, data: Path, tmp_path: Path) -> None:
+    """Every fifth film is labelled wrongly, so that certainty has an end."""
+    names = [f"{folder}/{number}.png" for folder in range(6) for number in range(60)]
+    for folder in range(6):
+        shutil.copytree(data, data / str(folder), ignore=shutil.ignore_patterns("[0-9]", "*.csv"))
+    rows = [f"{name},{(number + (number % 5 == 0)) % 2}" for number, name in enumerate(names)]
+    (data / "manifest.csv").write_text("image,label\n" + "\n".join(rows) + "\n")
     steps = [
         {"_target_": "Lambdad", "keys": "pred", "func": "$lambda logit: logit / @temperature"},
         {"_target_": "Activationsd", "keys": "pred", "sigmoid": True},
@@ -328,6 +335,7 @@ def test_temperature_and_threshold_are_chosen_again(bundle: Bundle, data: Path, 
     finding = bundles.load(out).dicom.finding[0]
     assert (finding.threshold, finding.sensitivity) == (chosen["threshold"], 0.95)
     assert chosen["sensitivity"] >= 0.95
+    assert (chosen["temperature_is"], finding.calibrated) == ("chosen", True)
     assert f"threshold {chosen['threshold']:g} were chosen again" in (out / "docs" / "README.md").read_text()
     assert json.loads((bundle.folder / "configs" / "inference.json").read_text())["temperature"] == 9.5
 

@@ -72,11 +72,12 @@ def card(
 
 def _calibration(bundle: Bundle, chosen: Mapping[str, Any]) -> str:
     if chosen:
+        temperature = chosen["temperature_is"] == "chosen" and f"Temperature {chosen['temperature']:g} and threshold"
         return (
-            f"Temperature {chosen['temperature']:g} and threshold {chosen['threshold']:g} were chosen again on "
+            f"{temperature or 'Threshold'} {chosen['threshold']:g} {'were' if temperature else 'was'} chosen again on "
             f"{chosen['images']} validation images, the threshold for a sensitivity of {chosen['asked_sensitivity']:g} "
             f"(there: sensitivity {chosen['sensitivity']:.3f}, specificity {chosen['specificity']:.3f}, calibration "
-            f"error {chosen['calibration_error']:.3f}). "
+            f"error {chosen['calibration_error']:.3f}). {''.join(f'{note} ' for note in chosen['notes'])}"
         )
     if bundle.dicom.finding:
         return "Temperature and thresholds are still those of the old weights. "

@@ -56,7 +56,7 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
         raise Permanent(f"The training ended, but {told} Look at how often train.json validates, and at its metric.")
     found = json.loads((out / "docs" / "curves.json").read_text(encoding="utf-8"))
     with Scripts(out):
-        chosen = calibrate(out, lists["validation"], data, request.started, tell)
+        chosen = calibrate(out, bundle, lists["validation"], data, request.started, tell)
     guarded = _fit_guard(bundle, out, lists, data)
     (out / "docs" / "curves.png").write_bytes(curves(found))
     said = card(request, bundle, lists, found, chosen, _spent(request, found) + guarded)
