@@ -91,6 +91,7 @@ def weights_path(folder: Path) -> Path:
 
 def load(folder: Path) -> Bundle:
     """Read one bundle folder; raises `BundleError` naming the file and key that is wrong."""
+    _refuse_links(folder)
     metadata = read_metadata(folder)
     dicom = _parse(folder / "configs" / "dicom.toml", tomllib.loads)
     inference_config(folder)
@@ -191,15 +192,23 @@ def importable_files(folder: Path) -> list[Path]:
     return sorted(path for path in found if "__pycache__" not in path.relative_to(folder).parts)
 
 
-def _digest(folder: Path) -> str:
-    """Hash names and contents; raises `BundleError` for a linked folder, whose contents could change unseen."""
+def _refuse_links(folder: Path) -> None:
+    """Raise `BundleError` for a linked folder, whose contents could change unseen."""
     for path in folder.rglob("*"):
         if path.is_symlink() and path.is_dir():
             raise BundleError(f"Bundle {folder.name}: {path} is a link to a folder; copy the folder into the bundle.")
+
+
+def _digest(folder: Path) -> str:
+    """Hash names and contents; raises `BundleError` for a linked folder or a file that cannot be read."""
+    _refuse_links(folder)
     files = {path for part in ("configs", "scripts", "models") for path in (folder / part).rglob("*") if path.is_file()}
     files = {path for path in files if "__pycache__" not in path.relative_to(folder).parts}
     total = hashlib.sha256()
     for path in sorted(files | set(importable_files(folder))):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        total.update(hashlib.sha256(path.read_bytes()).digest())
+        try:
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+        except OSError as error:
+            raise BundleError(f"Bundle {folder.name}: {path} cannot be read: {error.strerror}.") from None
     return total.hexdigest()

@@ -39,12 +39,12 @@ def load_settings(config: Path | None) -> Settings:
 
 
 def load_all(config: Path | None) -> tuple[Settings, Routes]:
-    """Return the settings and the routes that lie beside them."""
-    from node import settings
+    """Return the settings and the routes that lie beside them; a route may name a bundle that was here and is gone."""
+    from node import settings, trust
 
     path = config or settings.find_config()
     loaded = settings.load_settings(path)
-    return loaded, settings.load_routes(path.parent / "routes.toml", loaded)
+    return loaded, settings.load_routes(path.parent / "routes.toml", loaded, trust.pinned(loaded))
 
 
 def open_database(config: Path | None) -> Database:

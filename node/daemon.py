@@ -17,16 +17,17 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from node import broker, bundles, reload, trust
+from node import broker, reload
 from node.accept import contexts, listener
 from node.accept.precheck import identify
 from node.assemble import assembler, inquiry
 from node.assemble.recover import recover
 from node.audit import Audit
-from node.errors import BundleError, DatabaseUnavailable, Permanent
+from node.errors import DatabaseUnavailable, Permanent
 from node.loop import Loop
 from node.metrics import Registry
-from node.route import doorbell, router
+from node.route import doorbell
+from node.routing import Routing
 from node.settings import Routes, Settings, state_folder
 from node.store import opening, retention, studies, transfers
 from node.store.db import Database
@@ -37,8 +38,6 @@ from node.web.health import Health
 
 log = logging.getLogger(__name__)
 
-_LOOK_AGAIN_S = 5.0
-"""How often a bundle that is not there is looked for."""
 _FAILED_AGAIN_S = 600.0
 """How often studies that wait for a person are looked at, of which no person has said anything."""
 _MEANWHILE = "what is sent to a listener is taken, kept in the ingest log and registered then."
@@ -86,8 +85,7 @@ class Node:
         """Why the node must end, where that came out only when the database was up at last."""
         self.has_begun = threading.Event()
         """Set when the database is there and all stages run."""
-        self._held: router.Held = {}
-        self._look_again = self._look_at_failed = 0.0
+        self._look_at_failed = 0.0
         self._stack = ExitStack()
         self._stopping = threading.Event()
 
@@ -116,7 +114,8 @@ class Node:
         if Role.LISTENER in self.roles:
             self.listener.reload(settings)
         self.settings, self.routes = settings, routes
-        self._held = {}
+        if Role.STAGES in self.roles:
+            self._routing.take(settings, routes)
         return changed
 
     def roll(self) -> None:
@@ -137,7 +136,7 @@ class Node:
         stack.callback(self.db.close)
         self.spool = Spool(settings.spool.url, settings.spool.refuse_below)
         if Role.STAGES in self.roles:
-            self._warn_of_bundles()
+            self._routing = Routing(self.db, self.spool, settings, self.routes, self.health)
         if Role.DOORBELL in self.roles:
             self.broker_url = stack.enter_context(broker.resolve(settings, state))
         begun = stack.enter_context(ExitStack())
@@ -198,29 +197,6 @@ class Node:
             said.append(f"status pages at {self.web_address}")
         return "; ".join(said)
 
-    def _warn_of_bundles(self) -> None:
-        """Better known now than with the first study: a missing bundle ends the start, an untrusted one does not.
-
-        Receiving must go on; jobs for such a bundle become dead letters that can be tried again once it is trusted.
-        """
-        found = self._bundles()
-        for name in sorted({model for route in self.routes.route for model in route.models}):
-            try:
-                trust.require(found[name], self.settings)
-            except BundleError as error:
-                log.warning("%s", error, extra={"action": "bundle_not_trusted"})
-
-    def _bundles(self) -> dict[str, bundles.Bundle]:
-        folders = self._folders()
-        found = {bundle.name: bundle for bundle in bundles.available(*folders)}
-        named = {model for route in self.routes.route for model in route.models}
-        for name in sorted(named - found.keys()):
-            bundles.find(name, *folders)  # says why it is not among them
-        return found
-
-    def _folders(self) -> tuple[Path, ...]:
-        return (self.settings.worker.models,) if self.settings.worker.models else ()
-
     def _listen(self) -> listener.Listener:
         try:
             lost = partial(recover, self.db, self.spool, identify)
@@ -228,22 +204,6 @@ class Node:
         except OSError as error:
             where = f"{self.settings.node.bind}:{self.settings.node.port}"
             raise Permanent(f"The node cannot listen on {where}: {error.strerror}. Change [node] port.") from None
-
-    def _route(self) -> int:
-        """Route what is complete, with the bundles as they are on disk now: a job names the digest it was made for.
-
-        What waits for a bundle that is not there is looked at every few seconds, and keeps nothing else from going on.
-        """
-        due = set(studies.to_route(self.db))
-        if due <= self._held.keys() and (not self._held or time.monotonic() < self._look_again):
-            return 0
-        found = {bundle.name: bundle for bundle in bundles.available(*self._folders())} if due else {}
-        moved = router.tick(self.db, self.spool, self.settings, self.routes, found, self.db.now, self._held)
-        self._look_again = time.monotonic() + _LOOK_AGAIN_S
-        absent = sorted({name for names in self._held.values() for name in names})
-        why = f"{len(self._held)} studies wait for Model Bundle {', '.join(absent)}; put it back" if absent else ""
-        self.health.bad("bundles", why) if why else self.health.good("bundles")
-        return moved
 
     def _start_loops(self, stack: ExitStack) -> None:
         ticks = self._stages(stack) if Role.STAGES in self.roles else ()
@@ -279,7 +239,7 @@ class Node:
                 self.pace.assemble,
                 lambda: assembler.tick(db, self.spool, self.settings, db.now(), self._trail),
             ),
-            ("route", self.pace.route, self._route),
+            ("route", self.pace.route, self._routing.tick),
             ("settle", self.pace.settle, partial(self._settle, TurnedBack())),
             ("retention", self.pace.retain, lambda: retention.tick(db, self.spool, self.settings, db.now())),
         )

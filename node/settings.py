@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -231,13 +232,13 @@ def load_settings(path: Path) -> Settings:
     return _resolve(settings, Path.cwd() if folder == SHIPPED.resolve() else folder)
 
 
-def load_routes(path: Path, settings: Settings) -> Routes:
-    """Read `routes.toml`; every model must be installed, every destination configured, every
+def load_routes(path: Path, settings: Settings, known: Collection[str] = ()) -> Routes:
+    """Read `routes.toml`; every model must be installed, or `known` to have been, every destination configured, every
     condition possible. Raises `ConfigError`."""
     routes, lines = read_model(path, Routes)
     _refuse_duplicates(path, "route", [route.name for route in routes.route], lines)
     folders = (settings.worker.models,) if settings.worker.models else ()
-    models = list(bundles.names(*folders))
+    models = sorted({*bundles.names(*folders), *known})
     for index, route in enumerate(routes.route):
         _refuse_unknown(path, ("route", index, "models"), route, models, lines)
         _refuse_unknown(path, ("route", index, "send_to"), route, list(settings.destination), lines)

@@ -49,6 +49,11 @@ def read_pins(file: Path) -> dict[str, Pin]:
     return dict(read_model(file, Pins)[0].root) if file.exists() else {}
 
 
+def pinned(settings: Settings) -> frozenset[str]:
+    """Return the names that have a pin: such a bundle was here once, and any other name is a typing error."""
+    return frozenset(name for file in (settings.worker.trusted, SHIPPED_PINS) for name in read_pins(file))
+
+
 def standing(bundle: Bundle, settings: Settings) -> Standing:
     """Say whether `bundle`, as it is on disk now, is the one that was pinned."""
     pins = [read_pins(file).get(bundle.name) for file in (settings.worker.trusted, SHIPPED_PINS)]

@@ -36,7 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("workers.reader",),
     ("workers.messages", "workers.tasks"),
     ("workers.app",),
-    ("node.loop", "node.helper", "node.daemon"),
+    ("node.loop", "node.routing", "node.helper", "node.daemon"),
     (
         "node.cli_output",
         "node.cli_bundle",

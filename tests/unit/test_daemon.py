@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,10 +15,13 @@ import pytest
 from dicomweb_client.api import DICOMwebClient
 from pydicom.data import get_testdata_file
 
+from node import bundles, trust
 from node import loop as loop_module
 from node.accept.processes import LONGEST_PAUSE_S, Processes
+from node.check import check_all
+from node.cli_output import load_all
 from node.daemon import Node, Pace
-from node.errors import DatabaseUnavailable, Permanent
+from node.errors import ConfigError, DatabaseUnavailable, Permanent
 from node.loop import Loop
 from node.settings import load_routes, load_settings
 from node.simulate import scanner
@@ -95,7 +98,8 @@ def test_a_node_on_postgresql_goes_by_the_clock_of_its_database(
     desk.db.close()
 
 
-def test_a_bundle_that_vanishes_keeps_only_its_own_route_waiting(config: Path) -> None:
+def with_routes(config: Path) -> Path:
+    """Two bundles that are trusted, and a route for each: `gone` for CT, `there` for MR; return their folder."""
     models, routes = config.parent / "models", ""
     for modality, name in (("CT", "gone"), ("MR", "there")):
         configs = models / name / "configs"
@@ -105,23 +109,69 @@ def test_a_bundle_that_vanishes_keeps_only_its_own_route_waiting(config: Path) -
         (configs / "dicom.toml").write_text(DICOM_TOML.replace('["CR", "DX"]', f'"{modality}"'))
         routes += f'[[route]]\nname = "{modality}"\nwhen = {{Modality = "{modality}"}}\nmodels = ["{name}"]\n'
         routes += 'results = ["SR"]\nsend_to = []\n'
+    trust.pin(bundles.available(models), config.parent / "trusted.toml")
     (config.parent / "routes.toml").write_text(routes)
     config.write_text(f'{CONFIG}\n[worker]\nmodels = "models"\n')
-    settings = load_settings(config)
-    with Node(settings, load_routes(config.parent / "routes.toml", settings), Pace(0.1, 0.1, 0.1, 0.1)) as node:
+    return models
+
+
+def gone_waits_and_the_other_is_read(node: Node) -> None:
+    assert scanner.send(Path(str(get_testdata_file("CT_small.dcm"))), "127.0.0.1", node.listener.port).ok
+    wait_for(lambda: "studies wait" in (node.health.stages().get("bundles") or ""), 60)
+    assert scanner.send(Path(str(get_testdata_file("MR_small.dcm"))), "127.0.0.1", node.listener.port).ok
+    wait_for(lambda: studies.listing(node.db, state="ROUTED"), 60)
+    (waiting,) = studies.listing(node.db, state="COMPLETE")
+    assert "waits for Model Bundle gone" in waiting["reason"]
+    ready = httpx.get(f"{node.web_address}readyz", timeout=30)
+    assert (ready.status_code, ready.json()["checks"]["route"]) == (503, "ok")
+    assert ready.json()["checks"]["bundles"] == "1 studies wait for Model Bundle gone; put it back"
+
+
+def test_a_bundle_that_vanishes_keeps_only_its_own_route_waiting(config: Path) -> None:
+    models = with_routes(config)
+    with Node(*load_all(config), Pace(0.1, 0.1, 0.1, 0.1)) as node:
+        assert node.health.stages()["bundles"] == ""
         (models / "gone").rename(config.parent / "elsewhere")
-        assert scanner.send(Path(str(get_testdata_file("CT_small.dcm"))), "127.0.0.1", node.listener.port).ok
-        wait_for(lambda: node.health.stages().get("bundles"), 60)
-        assert scanner.send(Path(str(get_testdata_file("MR_small.dcm"))), "127.0.0.1", node.listener.port).ok
-        wait_for(lambda: studies.listing(node.db, state="ROUTED"), 60)
-        (waiting,) = studies.listing(node.db, state="COMPLETE")
-        assert "waits for Model Bundle gone" in waiting["reason"]
-        ready = httpx.get(f"{node.web_address}readyz", timeout=30)
-        assert (ready.status_code, ready.json()["checks"]["route"]) == (503, "ok")
-        assert ready.json()["checks"]["bundles"] == "1 studies wait for Model Bundle gone; put it back"
+        gone_waits_and_the_other_is_read(node)
         (config.parent / "elsewhere").rename(models / "gone")
         wait_for(lambda: len(studies.listing(node.db, state="ROUTED")) == 2, 60)
         wait_for(lambda: node.health.stages()["bundles"] == "")
+
+
+def lose(bundle: Path) -> None:
+    bundle.rename(bundle.parent.parent / "elsewhere")
+
+
+def break_(bundle: Path) -> None:
+    (bundle / "configs" / "dicom.toml").write_text("kind = 1\n")
+
+
+def link(bundle: Path) -> None:
+    (bundle / "scripts").symlink_to(bundle / "configs")
+
+
+@pytest.mark.parametrize("deed", [lose, break_, link])
+def test_a_bundle_that_is_gone_or_broken_at_the_start_keeps_only_its_own_route_waiting(
+    config: Path, deed: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    deed(with_routes(config) / "gone")
+    with Node(*load_all(config), Pace(0.1, 0.1, 0.1, 0.1)) as node:
+        ready = httpx.get(f"{node.web_address}readyz", timeout=30)
+        assert ready.status_code == 503
+        assert "Model Bundle gone is not there or does not load" in ready.json()["checks"]["bundles"]
+        gone_waits_and_the_other_is_read(node)
+    assert [r.message for r in caplog.records if getattr(r, "action", "") == "bundle_not_usable"]
+    checked = {result.what: result for result in check_all(config, echo=False)}
+    assert not checked["model gone"].ok
+
+
+def test_a_route_may_name_what_was_here_once_and_no_bundle_that_never_was(config: Path) -> None:
+    lose(with_routes(config) / "gone")
+    routes = config.parent / "routes.toml"
+    assert load_all(config)[1].route[0].models == ("gone",)
+    routes.write_text(routes.read_text().replace('"there"', '"their"'))
+    with pytest.raises(ConfigError, match=r'routes.toml:10: .*there is no Model Bundle "their"; there is .*gone'):
+        load_all(config)
 
 
 def test_a_study_may_come_by_stow(node: Node) -> None:
