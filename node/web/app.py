@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from node import clock
 from node.errors import NotFound, Transient, WetreadError
@@ -82,7 +82,7 @@ def make_app(
         Mount("/static", StaticFiles(directory=_HERE / "static")),
     ]
     if stow is not None:
-        routes.append(Mount("/dicom-web", stow))
+        routes += [Route("/dicom-web", _Base(stow)), Mount("/dicom-web", stow)]
     handlers: dict[Any, Callable[..., Any]] = {
         HTTPException: pages.http_error,
         Transient: pages.unavailable,
@@ -91,6 +91,17 @@ def make_app(
     app = Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
     app.router.redirect_slashes = False  # it leads to the host that the request names, and away from TLS
     return app
+
+
+class _Base:
+    """A mounted application at its address without the slash behind it, from which nobody is redirected."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        base = scope["path"]
+        await self._app({**scope, "path": f"{base}/", "root_path": base}, receive, send)
 
 
 class Pages:
