@@ -14,7 +14,8 @@ from node.accept.association import AssociationRequest, Rejection
 from node.accept.dataphase import Association
 from node.accept.guard import Limits, close
 from node.accept.negotiate import Proposal
-from node.accept.receive import Door, Registrar
+from node.accept.receive import Door
+from node.accept.registrar import Registrar
 from node.accept.scp import Services
 from node.accept.wire import Wire
 from node.log import describe

@@ -1,10 +1,12 @@
 """The data set that is coming in: in a buffer that the association uses again and again, or on disk when it is large.
 
+Its digest is made of each fragment while its sender makes the next one ready, so nobody waits for it at the end.
 What the disk refuses is read to its end all the same and forgotten, because its sender waits for an answer.
 """
 
 from __future__ import annotations
 
+import hashlib
 from mmap import ACCESS_READ, mmap
 from typing import IO, Protocol
 
@@ -33,6 +35,12 @@ class Incoming:
         self.refused: Exception | None = None
         """Why it could not be kept."""
         self.size = 0
+        self._sha256 = hashlib.sha256()
+
+    @property
+    def sha256(self) -> bytes:
+        """The SHA-256 of what was taken."""
+        return self._sha256.digest()
 
     def room_for(self, count: int) -> memoryview:
         """Return where the next `count` bytes go."""
@@ -42,6 +50,7 @@ class Incoming:
 
     def take(self, count: int) -> None:
         """Note that `count` bytes were read there."""
+        self._sha256.update(self._buffer[self._used : self._used + count])
         self._used += count
         self.size += count
 
@@ -62,6 +71,7 @@ class Incoming:
             self._file.close()
         self._file = self._mapped = self.refused = None
         self._used = self.size = 0
+        self._sha256 = hashlib.sha256()
 
     def _make_room(self, count: int) -> None:
         needed = self._used + count

@@ -24,7 +24,8 @@ from node.accept.guard import Limits
 from node.accept.hall import Hall
 from node.accept.places import Places
 from node.accept.processes import Processes
-from node.accept.receive import Arrival, Door, Registrar, Release
+from node.accept.receive import Arrival, Door
+from node.accept.registrar import Registrar, Release
 from node.accept.scp import Services
 from node.accept.server import Server
 from node.accept.serving import TICK_S, Charge, quiet_pynetdicom

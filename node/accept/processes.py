@@ -25,7 +25,7 @@ from node.accept.association import AssociationRequest, Identity
 from node.accept.channel import in_memory
 from node.accept.places import Places
 from node.accept.process import READY_S, Process
-from node.accept.receive import Release
+from node.accept.registrar import Release
 from node.accept.serving import Charge
 from node.errors import WetreadError
 from node.log import describe

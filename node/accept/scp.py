@@ -180,7 +180,7 @@ class Services:
 
     def _receive(self, arrival: Arrival, incoming: Incoming) -> Answer:
         try:
-            return self.door.receive(incoming.whole(), arrival)
+            return self.door.receive(incoming.whole(), arrival, incoming.sha256)
         except (MemoryError, NoRoom) as error:
             extra = {"action": "instance_refused", "status": "A700", "reason": describe(error)}
             logger.warning("An instance was refused and not kept.", extra=extra | {"calling_ae": arrival.calling_ae})

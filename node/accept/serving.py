@@ -28,7 +28,8 @@ from node.accept.association import Admission, AssociationRequest, Rejection
 from node.accept.channel import Channel, Message, taken_from
 from node.accept.guard import Gone, Limits
 from node.accept.hall import Hall
-from node.accept.receive import Door, Registrar, Release
+from node.accept.receive import Door
+from node.accept.registrar import Registrar, Release
 from node.accept.scp import Services
 from node.audit import Audit
 from node.configvalues import Check

@@ -18,7 +18,8 @@ from node.accept.body import Body, Disconnected, Pace, Receive, TooSlow
 from node.accept.multipart import MAX_PARTS, Malformed, Part, TooLarge
 from node.accept.places import Places
 from node.accept.precheck import MAX_OBJECT, Refused, StoreStatus
-from node.accept.receive import Arrival, Door, Release
+from node.accept.receive import Arrival, Door
+from node.accept.registrar import Release
 from node.accept.request import Headers, Refusal, Reply, Request, Scope, Send, busy
 from node.accept.stored import FailureReason, Outcome
 from node.audit import Audit, AuditEvent

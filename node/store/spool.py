@@ -81,13 +81,13 @@ class Spool:
                 f"({self.refuse_below:,}). Nothing was kept. Free some space."
             )
 
-    def store_instance(self, header: bytes, dataset: Encoded) -> Stored:
+    def store_instance(self, header: bytes, dataset: Encoded, sha256: bytes) -> Stored:
         """Store one received instance: `header` (preamble, DICM, File Meta Information) and `dataset` as received.
 
-        Returns only when the file would survive a power cut. The same data set again gives the same answer.
+        `sha256` is the digest of `dataset`. Returns only when the file would survive a power cut. The same data set
+        again gives the same answer.
         """
-        sha256 = _digest(dataset)
-        return self._store("instances", sha256, (header, dataset), tail=dataset)
+        return self._store("instances", sha256.hex(), (header, dataset), tail=dataset)
 
     @staticmethod
     def instance_name(sha256: str) -> str:
@@ -258,6 +258,14 @@ class Spool:
         return Path(name)
 
 
+def digest(data: Encoded) -> bytes:
+    """Return the SHA-256 of `data`."""
+    total = hashlib.sha256()
+    for chunk in _chunks(data):
+        total.update(chunk)
+    return total.digest()
+
+
 def dataset_sha256(path: Path) -> str:
     """Return the SHA-256 of the data set of a Part 10 file; raises `ValueError` as `dataset_offset`."""
     with path.open("rb") as file:
@@ -299,13 +307,6 @@ def _write_all(descriptor: int, data: Encoded) -> None:
     for chunk in _chunks(data):
         while chunk:
             chunk = chunk[os.write(descriptor, chunk) :]
-
-
-def _digest(data: Encoded) -> str:
-    total = hashlib.sha256()
-    for chunk in _chunks(data):
-        total.update(chunk)
-    return total.hexdigest()
 
 
 def _chunks(data: Encoded) -> Iterator[memoryview]:

@@ -2,7 +2,9 @@
 
 `python -m tests.bench.ingest [--rounds 5] [--json]`, or `make bench-ingest`. Senders are DCMTK's storescu without
 Nagle's algorithm, one process per association. Machines are noisy: only ratios from one run mean something, so each
-is taken within a round, and what is printed is the median with the range over the rounds.
+is taken within a round, and what is printed is the median with the range over the rounds. What a receiver wrote is
+emptied after its turn and deleted at the very end: ext4 steps over each inode that was freed in the last minutes, and
+the next receiver would pay for the files of the one before (up to half of its CPU time).
 """
 
 from __future__ import annotations
@@ -10,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from tests.bench.receivers import RECEIVERS, Receiver, wait_until_ready
 
 SIZES_KIB = {512: (512, 512), 64: (256, 128)}
 """Rows and columns of 16 bits that make an instance of so many KiB."""
-WARM_UP = 4
+WARM_UP_KIB, WARM_UP_MB = 512, 210
+"""What every receiver takes before a load: as much as fills our ingest log once, so that its files are used again."""
 SEND_TIMEOUT_S = 300.0
 SYNCS = 30
 OURS = next(iter(RECEIVERS))
@@ -74,8 +76,7 @@ class Load:
     def __init__(self, folder: Path, size_kib: int, megabytes: int) -> None:
         self.folder, self.size_kib = folder, size_kib
         self.count = max(megabytes * 1_000_000 // (size_kib * 1024), 8)
-        self._make(folder / "warm", range(WARM_UP))
-        self._make(folder / "all", range(WARM_UP, WARM_UP + self.count))
+        self._make(folder / "all")
 
     def shares(self, associations: int) -> list[Path]:
         """Return a folder per association; together they hold every instance once."""
@@ -92,16 +93,17 @@ class Load:
         """Size of all files, in 10⁶ bytes."""
         return sum(path.stat().st_size for path in (self.folder / "all").iterdir()) / 1e6
 
-    def _make(self, folder: Path, numbers: range) -> None:
+    def _make(self, folder: Path) -> None:
         """Write CT images of noise: no file system and no receiver can make them smaller, or has seen them before."""
         folder.mkdir(parents=True)
         rows, columns = SIZES_KIB[self.size_kib]
         ds = volume(shape=(1, rows, columns))[0][0]
-        for number in numbers:
-            uid = uids.derive_uid("bench", str(self.size_kib), str(number))
+        rng = np.random.default_rng()
+        for number in range(self.count):
+            uid = uids.derive_uid("bench", self.folder.name, str(number))
             ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = uid
             ds.InstanceNumber = number + 1
-            ds.PixelData = np.random.default_rng(number).integers(0, 4096, (rows, columns), np.uint16).tobytes()
+            ds.PixelData = rng.integers(0, 4096, (rows, columns), np.uint16).tobytes()
             ds.save_as(folder / f"{number:06}.dcm", enforce_file_format=True)
 
 
@@ -121,23 +123,31 @@ def send(receiver: Receiver, folders: Sequence[Path]) -> float:
     return seconds
 
 
-def measure(name: str, load: Load, case: Case, number: int) -> Run:
+def measure(name: str, load: Load, case: Case, number: int, warm_up: Load) -> Run:
     """Start receiver `name` in an empty folder, warm it up, and take the time of one load."""
     os.sync()  # what a receiver before this one left unwritten is not on this one's bill
     folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=load.folder.parent))
     try:
         with RECEIVERS[name](folder) as receiver:
             wait_until_ready(receiver)
-            send(receiver, [load.folder / "warm"])
-            before = cpu_s(receiver.pid)
+            send(receiver, warm_up.shares(1))
+            _all_stored(receiver, warm_up.count)
+            os.sync()
+            before, count = cpu_s(receiver.pid), warm_up.count + load.count
             seconds = send(receiver, load.shares(case.associations))
-            stored = _all_stored(receiver, load.count + WARM_UP)
+            stored = _all_stored(receiver, count)
             used = cpu_s(receiver.pid) - before
-            if stored != load.count + WARM_UP:
-                raise RuntimeError(f"{name} has {stored} instances of {load.count + WARM_UP}")
+            if stored != count:
+                raise RuntimeError(f"{name} has {stored} instances of {count}")
     finally:
-        shutil.rmtree(folder)
+        _empty(folder)
     return Run(name, case, number, load.count, load.megabytes, seconds, used)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
 
 
 def ceiling(size_kib: int, folder: Path) -> tuple[float, float]:
@@ -166,14 +176,15 @@ def _all_stored(receiver: Receiver, count: int) -> int:
     return receiver.stored()
 
 
-def measured(names: Sequence[str], cases: Sequence[Case], rounds: int, megabytes: int, folder: Path) -> Iterator[Run]:
+def measured(asked: argparse.Namespace, cases: Sequence[Case], folder: Path) -> Iterator[Run]:
     """Yield run after run: every receiver in turn, beginning with another one in each round."""
     sizes = {case.size_kib for case in cases}
-    loads = {size: Load(folder / f"{size}k", size, megabytes * size // max(sizes)) for size in sizes}
-    for number, case in product(range(rounds), cases):
-        first = number % len(names)
-        for name in (*names[first:], *names[:first]):
-            yield measure(name, loads[case.size_kib], case, number)
+    loads = {size: Load(folder / f"{size}k", size, asked.megabytes) for size in sizes}
+    warm = Load(folder / "warm", WARM_UP_KIB, asked.warm_up)
+    for number, case in product(range(asked.rounds), cases):
+        first = number % len(asked.receivers)
+        for name in (*asked.receivers[first:], *asked.receivers[:first]):
+            yield measure(name, loads[case.size_kib], case, number, warm)
 
 
 @dataclass(frozen=True)
@@ -224,9 +235,8 @@ def _row(line: Line) -> str:
 def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.ingest", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--megabytes", type=int, default=120, help="of the largest instances; smaller ones in proportion"
-    )
+    parser.add_argument("--megabytes", type=int, default=120, help="of instances in one load")
+    parser.add_argument("--warm-up", type=int, default=WARM_UP_MB, help="megabytes that come before each load")
     parser.add_argument(
         "--receivers",
         nargs="+",
@@ -247,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     runs: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="wetread-bench-", dir=asked.folder) as folder:
         ceilings = {size: ceiling(size, Path(folder)) for size in asked.sizes}
-        for run in measured(asked.receivers, cases, asked.rounds, asked.megabytes, Path(folder)):
+        for run in measured(asked, cases, Path(folder)):
             runs.append(run)
             told = f"{run.case.size_kib} KiB × {run.case.associations}: {run.receiver} {run.rate:.0f} MB/s"
             print(f"round {run.round + 1}, {told}", file=sys.stderr)

@@ -7,7 +7,6 @@ left of a receiver's CPU time is the wire, and threads that wait for each other.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import tempfile
 import time
@@ -24,7 +23,7 @@ from node.accept.receive import Arrival
 from node.store import studies
 from node.store.db import Database
 from node.store.ingestlog import IngestLog
-from node.store.spool import Spool
+from node.store.spool import Spool, digest
 from node.store.studies import Received
 from tests.bench.ingest import SIZES_KIB, Load
 
@@ -58,10 +57,10 @@ def stages(size_kib: int, megabytes: int, folder: Path) -> dict[str, float]:
     heads = meter(
         "File Meta Information", [partial(part10_header, *pair) for pair in zip(headers, arrivals, strict=True)]
     )
-    meter("SHA-256", [partial(hashlib.sha256, dataset) for dataset in datasets])
+    digests = meter("SHA-256", [partial(digest, dataset) for dataset in datasets])
     entries = meter(
-        "SHA-256, append to the log and sync",
-        [partial(log.append, *pair) for pair in zip(heads, datasets, strict=True)],
+        "append to the log and sync",
+        [partial(log.append, *of) for of in zip(heads, datasets, digests, strict=True)],
     )
     meter("laying out", [entry.lay_out for entry in entries])
     received = [

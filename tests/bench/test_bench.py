@@ -15,7 +15,7 @@ from tests.bench import completeness, ingest, limits, organs, reading, stages
 @pytest.mark.skipif(dcmtk.find("storescu") is None, reason="DCMTK is absent (no storescu)")
 def test_receivers_are_measured_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--rounds", "1", "--megabytes", "2", "--sizes", "64", "--associations", "2", "--folder", str(tmp_path)]
-    ingest.main([*asked, "--receivers", "wetread", "dcmtk", "pynetdicom", "--json"])
+    ingest.main([*asked, "--warm-up", "5", "--receivers", "wetread", "dcmtk", "pynetdicom", "--json"])
     told = json.loads(capsys.readouterr().out)
     assert [run["instances"] for run in told["runs"]] == [30] * 3
     assert [line["receiver"] for line in told["summary"]] == ["wetread", "dcmtk", "pynetdicom"]

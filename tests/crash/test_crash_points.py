@@ -21,7 +21,8 @@ import pydicom
 import pytest
 
 from node import crashpoints, embedded
-from node.accept.receive import Arrival, Door, Registrar
+from node.accept.receive import Arrival, Door
+from node.accept.registrar import Registrar
 from node.errors import ConfigError, WetreadError
 from node.store.ingestlog import IngestLog
 from node.store.spool import Spool

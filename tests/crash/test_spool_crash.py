@@ -18,13 +18,13 @@ ROOT = Path(__file__).resolve().parents[2]
 _WRITER = """
 import sys, random
 from pathlib import Path
-from node.store.spool import Spool
+from node.store.spool import Spool, digest
 spool = Spool(Path(sys.argv[1]), 0)
 rng = random.Random(int(sys.argv[2]))
 meta = bytes(128) + b"DICM\\x02\\x00\\x00\\x00UL\\x04\\x00\\x00\\x00\\x00\\x00"
 while True:
     data = rng.randbytes(rng.randint(1, 600_000))
-    stored = spool.store_instance(meta, data)
+    stored = spool.store_instance(meta, data, digest(data))
     print(stored.sha256, stored.path, stored.size, flush=True)
 """
 
@@ -32,15 +32,18 @@ while True:
 _LOGGER = """
 import queue, sys, random, threading
 from pathlib import Path
+from node.store import ingestlog
 from node.store.ingestlog import IngestLog
-from node.store.spool import Spool
+from node.store.spool import Spool, digest
+ingestlog.PAUSE_S = 0.05
 log = IngestLog(Spool(Path(sys.argv[1]), 0), segment=4_000_000, longest_s=0.1)
 rng = random.Random(int(sys.argv[2]))
 meta = bytes(128) + b"DICM\\x02\\x00\\x00\\x00UL\\x04\\x00\\x00\\x00\\x00\\x00"
 entries = queue.Queue()
 threading.Thread(target=lambda: [entry.lay_out() for entry in iter(entries.get, None)], daemon=True).start()
 while True:
-    entry = log.append(meta, rng.randbytes(rng.randint(1, 600_000)))
+    data = rng.randbytes(rng.randint(1, 600_000))
+    entry = log.append(meta, data, digest(data))
     print(entry.stored.sha256, entry.stored.path, entry.stored.size, flush=True)
     entries.put(entry)
 """

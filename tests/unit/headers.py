@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from node.bundles import Bundle, DicomConfig
-from node.store.spool import Spool, Stored
+from node.store.spool import Spool, Stored, digest
 from node.store.studies import Received
 from node.study import Instance, Series, Study, group, read_instance
 
@@ -44,7 +44,7 @@ def store(spool: Spool, ds: Dataset) -> Stored:
     """Put `ds` into the spool as the listener does, without telling the database."""
     data = part10(ds)
     split = 144 + int.from_bytes(data[140:144], "little")
-    return spool.store_instance(data[:split], data[split:])
+    return spool.store_instance(data[:split], data[split:], digest(data[split:]))
 
 
 def received(spool: Spool, ds: Dataset, at: float = 1000.0) -> Received:

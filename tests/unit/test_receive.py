@@ -16,7 +16,8 @@ from node import uids
 from node.accept import receive
 from node.accept.filemeta import part10_header
 from node.accept.precheck import StoreStatus
-from node.accept.receive import Arrival, Door, Registrar
+from node.accept.receive import Arrival, Door
+from node.accept.registrar import Registrar
 from node.errors import DatabaseUnavailable
 from node.store.spool import Spool
 from node.store.studies import Received

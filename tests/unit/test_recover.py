@@ -14,7 +14,7 @@ from node.assemble.recover import recover
 from node.errors import Unsuitable
 from node.store import studies
 from node.store.db import Database
-from node.store.spool import Spool, dataset_offset
+from node.store.spool import Spool, dataset_offset, digest
 from node.study import read_instance
 from tests.unit.headers import header, received, store
 
@@ -71,7 +71,7 @@ def test_what_the_door_took_is_registered_though_other_readers_stumble_over_it(
     plain.unlink()
     arrival = Arrival(ds.SOPClassUID, ds.SOPInstanceUID, ExplicitVRLittleEndian, "SCANNER")
     taken = inspect(dataset, arrival.transfer_syntax_uid, arrival.sop_class_uid, arrival.sop_instance_uid)
-    spool.store_instance(part10_header(taken, arrival), dataset)
+    spool.store_instance(part10_header(taken, arrival), dataset, digest(dataset))
     with pytest.raises(Unsuitable):
         read_instance(next(spool.instances()))
     report = recover(database, spool, identify)
@@ -83,7 +83,8 @@ def test_what_the_door_took_is_registered_though_other_readers_stumble_over_it(
 
 def test_a_file_that_is_no_dicom_goes_to_quarantine(database: Database, tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", 0)
-    stored = spool.store_instance(b"\0" * 128 + b"DICM\x02\0\0\0UL\x04\0\0\0\0\0", b"no data set at all")
+    dataset = b"no data set at all"
+    stored = spool.store_instance(b"\0" * 128 + b"DICM\x02\0\0\0UL\x04\0\0\0\0\0", dataset, digest(dataset))
     assert recover(database, spool, identify).quarantined == (stored.path,)
 
 

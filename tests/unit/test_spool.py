@@ -13,7 +13,7 @@ import pytest
 
 from node.errors import NoRoom, Permanent
 from node.store import spool as spool_module
-from node.store.spool import Spool, dataset_sha256
+from node.store.spool import Spool, Stored, dataset_sha256, digest
 
 META = bytes.fromhex("020010005549") + (20).to_bytes(2, "little") + b"1.2.840.10008.1.2.1\0"
 HEADER = bytes(128) + b"DICM\x02\x00\x00\x00UL\x04\x00" + len(META).to_bytes(4, "little") + META
@@ -29,8 +29,12 @@ def files(spool: Spool) -> list[Path]:
     return [path for path in spool.root.rglob("*") if path.is_file()]
 
 
+def keep(spool: Spool, dataset: bytes = DATASET) -> Stored:
+    return spool.store_instance(HEADER, dataset, digest(dataset))
+
+
 def test_an_instance_is_kept_byte_for_byte_under_its_digest(spool: Spool) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     sha256 = hashlib.sha256(DATASET).hexdigest()
     assert stored.path == f"instances/{sha256[:2]}/{sha256}.dcm"
     assert (stored.sha256, stored.size) == (sha256, len(HEADER + DATASET))
@@ -46,22 +50,22 @@ def test_a_result_is_named_by_the_digest_of_the_file(spool: Spool) -> None:
 
 
 def test_the_same_again_gives_the_same_answer_and_leaves_the_file_alone(spool: Spool) -> None:
-    first = spool.store_instance(HEADER, DATASET)
+    first = keep(spool)
     inode = spool.path(first.path).stat().st_ino
-    assert spool.store_instance(HEADER, DATASET) == first
+    assert keep(spool) == first
     assert spool.path(first.path).stat().st_ino == inode
 
 
 def test_a_damaged_copy_is_replaced_when_it_is_sent_again(spool: Spool) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     spool.path(stored.path).write_bytes(HEADER + DATASET[:-1])
     assert not spool.verify(stored.path, stored.sha256)
-    assert spool.store_instance(HEADER, DATASET) == stored
+    assert keep(spool) == stored
     assert spool.verify(stored.path, stored.sha256)
 
 
 def test_folders_are_for_us_and_files_for_our_group(spool: Spool) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     assert stat.S_IMODE(spool.path(stored.path).stat().st_mode) == 0o640
     folders = [spool.root, *(p for p in spool.root.rglob("*") if p.is_dir())]
     assert {stat.S_IMODE(p.stat().st_mode) for p in folders} == {0o700}
@@ -98,7 +102,7 @@ def test_every_step_is_made_durable_in_order(spool: Spool, monkeypatch: pytest.M
     sha256 = hashlib.sha256(DATASET).hexdigest()
     leaf = spool.root / "instances" / sha256[:2]
     watched = Watched(monkeypatch)
-    spool.store_instance(HEADER, DATASET)
+    keep(spool)
     assert watched.calls == ["write file", "write file", "fsync file", "rename file", f"fsync {leaf}"]
 
 
@@ -113,10 +117,10 @@ def test_the_first_folders_are_durable_when_the_spool_is_opened(
 
 
 def test_a_copy_that_another_process_renamed_is_made_durable_too(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     leaf = spool.path(stored.path).parent
     watched = Watched(monkeypatch)
-    Spool(spool.root, 0).store_instance(HEADER, DATASET)
+    keep(Spool(spool.root, 0))
     assert watched.calls[-1:] == [f"fsync {leaf}"]
 
 
@@ -139,20 +143,20 @@ def test_an_error_of_the_disk_keeps_nothing(
     watched = Watched(monkeypatch)
     watched.fail = {step: code}
     with pytest.raises(NoRoom, match="nothing was kept"):
-        spool.store_instance(HEADER, DATASET)
+        keep(spool)
     assert files(spool) == []
     assert watched.calls.count(step) == 1, "an fsync that failed is never tried again"
     watched.fail = {}
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     assert spool.verify(stored.path, stored.sha256)
 
 
 def test_a_failing_disk_never_takes_an_acknowledged_file_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     watched = Watched(monkeypatch)
     watched.fail = {f"fsync {spool.path(stored.path).parent}": errno.EIO}
     with pytest.raises(NoRoom):
-        spool.store_instance(HEADER, DATASET)
+        keep(spool)
     assert spool.path(stored.path).read_bytes() == HEADER + DATASET
 
 
@@ -169,7 +173,7 @@ def test_an_interrupt_leaves_no_temporary_file(spool: Spool, monkeypatch: pytest
 def test_a_short_write_is_carried_on(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:100]))
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     assert spool.path(stored.path).read_bytes() == HEADER + DATASET
 
 
@@ -183,7 +187,7 @@ def test_the_watermark_refuses_before_the_disk_is_full(tmp_path: Path) -> None:
 
 
 def test_verify_reads_only_the_data_set_of_an_instance(spool: Spool) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     assert dataset_sha256(spool.path(stored.path)) == stored.sha256
     assert not spool.verify(stored.path, "0" * 64)
     spool.path(stored.path).write_bytes(b"short")
@@ -209,7 +213,7 @@ def test_a_name_that_is_none_of_ours_is_refused(spool: Spool, name: str) -> None
 
 
 def test_instances_are_listed_for_recovery_and_strays_are_not(spool: Spool) -> None:
-    stored = sorted(spool.store_instance(HEADER, DATASET + bytes([n])).path for n in range(5))
+    stored = sorted(keep(spool, DATASET + bytes([n])).path for n in range(5))
     spool.store_result(b"a result")
     (spool.path(stored[0]).parent / "stray.txt").write_text("x")
     assert [spool.relative(path) for path in spool.instances()] == stored
@@ -226,11 +230,11 @@ def test_only_old_temporary_files_are_swept(spool: Spool) -> None:
 
 
 def test_a_folder_that_was_removed_is_made_again(spool: Spool) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     path = spool.path(stored.path)
     path.unlink()
     path.parent.rmdir()
-    assert spool.store_instance(HEADER, DATASET) == stored
+    assert keep(spool) == stored
     assert path.is_file()
 
 
@@ -241,7 +245,7 @@ def test_a_spool_that_cannot_be_made_says_so(tmp_path: Path) -> None:
 
 
 def test_what_comes_again_while_retention_has_it_in_hand_is_kept(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = spool.store_instance(HEADER, DATASET)
+    stored = keep(spool)
     final, aside, touch = spool.path(stored.path), spool._aside(stored.path), spool_module.touched
 
     def touched(path: Path) -> bool:
@@ -251,7 +255,7 @@ def test_what_comes_again_while_retention_has_it_in_hand_is_kept(spool: Spool, m
         return was_there
 
     monkeypatch.setattr(spool_module, "touched", touched)
-    assert spool.store_instance(HEADER, DATASET) == stored
+    assert keep(spool) == stored
     spool.put_back(stored.path)
     assert spool.verify(stored.path, stored.sha256)
     assert files(spool) == [final]
