@@ -175,16 +175,51 @@ def test_lists_that_are_wrong(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(ConfigError, match=r"it has neither bright\.json nor manifest\.csv"):
         datalist.load(tmp_path / "none", bundle)
-    (tmp_path / "none" / "bright.json").write_text('{"training": [{"image": "a"}]}')
-    with pytest.raises(ConfigError, match="the part validation is empty"):
-        datalist.load(tmp_path / "none", bundle)
-    rows = [{"image": "a", "label": 1}, {"image": "b", "label": 0}]
-    (tmp_path / "none" / "bright.json").write_text(json.dumps({"training": rows, "validation": rows[:1]}))
-    with pytest.raises(ConfigError, match="all images of the part validation have the label 1: nothing can be learned"):
-        datalist.load(tmp_path / "none", bundle)
-    (tmp_path / "none" / "bright.json").write_text("[")
-    with pytest.raises(ConfigError, match="is no data list"):
-        datalist.load(tmp_path / "none", bundle)
+
+
+_A, _B = {"image": "a", "label": 1}, {"image": "b", "label": 0}
+
+
+@pytest.mark.parametrize(
+    ("lists", "told"),
+    [
+        ([1], "is no data list"),
+        ({"training": 7}, "is no data list"),
+        ({"training": [_A]}, "the part validation is empty"),
+        (
+            {"training": [_A, _B], "validation": [{"image": "c", "label": 1}]},
+            "all images of the part validation have the label 1: nothing can be learned",
+        ),
+        ({"training": [{"image": "a"}]}, "case 1 of the part training is no table with image and label; label it, or"),
+        ({"training": [_A], "test": ["b"]}, "case 1 of the part test is no table with image and label"),
+        ({"training": [_A, {"image": "z", "label": 1}]}, r'case 2 of the part training: image "z" does not exist'),
+        (
+            {"training": [_A | {"patient": "p"}], "test": [_B | {"patient": "p"}]},
+            "patient p is in the part training and in the part test: the figures would flatter",
+        ),
+        ({"training": [_A], "validation": [{"image": "./a", "label": 1}]}, "image a is in the part training and in"),
+    ],
+)
+def test_a_data_list_that_is_wrong(lists: Any, told: str, bundle: Bundle, tmp_path: Path) -> None:
+    for name in "abc":
+        (tmp_path / name).touch()
+    (tmp_path / "bright.json").write_text(json.dumps(lists))
+    with pytest.raises(ConfigError, match=rf"bright\.json: .*{told}"):
+        datalist.load(tmp_path, bundle)
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_what_is_wrong_in_the_part_that_is_read_last_is_told_first(
+    part: str, bundle: Bundle, data: Path, tmp_path: Path
+) -> None:
+    """The whole training was run, and then ended without temperature, card or figures."""
+    lists = datalist.load(data, bundle)
+    (data / "manifest.csv").unlink()
+    lists[part][0]["label"] = "PNEUMONIA"
+    (data / "bright.json").write_text(json.dumps(lists))
+    with pytest.raises(ConfigError, match=rf'{part}\.csv:2: label "PNEUMONIA" is unknown'):
+        run(bundle, data, tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
 
 
 def test_the_weights_are_those_of_monai_bundle_run(bundle: Bundle, data: Path, tmp_path: Path) -> None:

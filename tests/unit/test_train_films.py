@@ -24,7 +24,11 @@ CHEST, LUNGS, HIPPOCAMPUS = (
 PIXELS = np.arange(40 * 30, dtype=np.uint16).reshape(40, 30) * 3
 
 
-def _prepared(folder: Path, image: str, label: Any, bundle: bundles.Bundle = CHEST) -> Lists:
+def _prepared(folder: Path, image: str, label: Any, bundle: bundles.Bundle = CHEST, listed: str = "") -> Lists:
+    """As from a manifest, or from the data list of this name."""
+    for name in ("manifest.csv", f"{bundle.name}.json"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / (listed or "manifest.csv")).touch()
     lists: Lists = {"training": [{"image": image, "label": label}], "validation": [], "test": []}
     return films.prepared(lists, folder, folder / "out", bundle, lambda _: None)
 
@@ -78,9 +82,21 @@ def test_what_is_wrong_ends_it_before_the_training(tmp_path: Path) -> None:
         name = _nifti(tmp_path / "mask.nii.gz", mask)
         with pytest.raises(ConfigError, match=rf"manifest\.csv: mask\.nii\.gz {told}.*Nothing was trained"):
             _prepared(tmp_path, image, name, HIPPOCAMPUS)
+        with pytest.raises(ConfigError, match=rf"hippocampus\.json: mask\.nii\.gz {told}.*Nothing was trained"):
+            _prepared(tmp_path, image, name, HIPPOCAMPUS, "hippocampus.json")
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ConfigError, match=r"broken\.png cannot be read as a picture.*take its line out"):
         _prepared(tmp_path, "broken.png", 1)
+
+
+def test_the_files_of_a_data_list_stay_what_its_train_json_expects(tmp_path: Path) -> None:
+    """`monai.bundle run` on the same list must give the same; kinds that only a train.json knows are not looked at."""
+    mask = _nifti(tmp_path / "mask.nii", (PIXELS > 1000).astype(np.uint8).T[..., np.newaxis])
+    for image, label in ((_dicom(tmp_path), mask), ("film.npy", mask), ("film.png", "mask.mha"), (["a", "b"], "m")):
+        assert _prepared(tmp_path, image, label, LUNGS, "lung_fields.json")["training"] == [  # type: ignore[arg-type]
+            {"image": image, "label": label}
+        ]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_guard_of_too_few_images_stays_the_old_one(tmp_path: Path) -> None:

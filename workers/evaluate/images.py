@@ -26,8 +26,8 @@ from workers.load.inputs import load_for
 from workers.load.series import load
 
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_PICTURES = (".png", ".jpg", ".jpeg")
-_NIFTI = (".nii", ".nii.gz")
+PICTURES = (".png", ".jpg", ".jpeg")
+NIFTI = (".nii", ".nii.gz")
 DEEP_GREY = ("I", "I;16", "I;16B", "I;16L", "F")
 """Modes of pictures with more than 8 bits."""
 _LABELS = (*DEEP_GREY, "P")
@@ -46,9 +46,9 @@ def volume(path: Path, dimensions: Literal[2, 3]) -> Volume:
     Raises `Unsuitable` for what cannot be read, several series or films in one, and blank images.
     """
     name = path.name.lower()
-    if path.is_file() and name.endswith(_PICTURES):
+    if path.is_file() and name.endswith(PICTURES):
         found = _picture(path)
-    elif path.is_file() and name.endswith(_NIFTI):
+    elif path.is_file() and name.endswith(NIFTI):
         found = _nifti(path)
     else:
         return _dicom(path, dimensions)
@@ -69,7 +69,7 @@ def volume_for(path: Path, bundle: Bundle) -> Volume:
         return _channels(path, bundle)
     if not bundle.dicom.color:
         return volume(path, bundle.dicom.dimensions)
-    if path.name.lower().endswith(_PICTURES):
+    if path.name.lower().endswith(PICTURES):
         return _color_picture(path)
     found = load_for(_series(path) if path.is_dir() else [path], bundle.dicom)
     return _only(found, path)
@@ -169,7 +169,7 @@ def masks(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.bool_]:
     """
     wanted = len(bundle.dicom.segment)
     try:
-        shape = nib.load(path).shape if path.name.lower().endswith(_NIFTI) else ()  # type: ignore[attr-defined]
+        shape = nib.load(path).shape if path.name.lower().endswith(NIFTI) else ()  # type: ignore[attr-defined]
         if shape[3:] != (wanted,):
             raise MaskError(
                 f"{path.name} has the shape {tuple(shape)}; segments of {bundle.title} may overlap: expected a NIfTI "

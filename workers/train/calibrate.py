@@ -26,7 +26,7 @@ from workers.train import datalist
 
 Tell = Callable[[dict[str, Any]], None]
 _CONFIGS = ("inference.json", "evaluate.json")
-_LIST = "validation.csv"
+VALIDATION = "validation.csv"
 FEW = 10
 """Images of either class below which no temperature is chosen: one number per ten events (Peduzzi et al. 1996)."""
 FEW_PRESENT = 20
@@ -47,7 +47,7 @@ def calibrate(
         return {}
     own = _temperature(old)
     _set_temperature(out, 1.0)
-    datalist.write_manifest(out / _LIST, cases, data, bundle)
+    datalist.write_manifest(out / VALIDATION, cases, data, bundle)
     truth, probability = _read(bundles.load(out), out, now, tell)
     if len(np.unique(truth)) < 2:
         _set_temperature(out, own or 1.0)
@@ -108,11 +108,11 @@ def _why_kept(truth: NDArray[np.float64], probability: NDArray[np.float64]) -> s
 def _read(bundle: Bundle, out: Path, now: float, tell: Tell) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Truth and probability of every validation image that can be read, as the node reads it."""
     network, pairs = Network(bundle, "auto", bundle.digest), []
-    cases = manifest.load(out / _LIST, bundle)
+    cases = manifest.load(out / VALIDATION, bundle)
     for done, case in enumerate(cases):
         tell({"total": len(cases), "done": done, "image": f"calibration, {case.name}"})
         try:
-            found = score(case, network, bundle, clock.to_datetime(now), str(out / _LIST))
+            found = score(case, network, bundle, clock.to_datetime(now), str(out / VALIDATION))
         except Unsuitable:
             continue
         pairs.append((float(isinstance(case.truth, tuple) and case.truth[0]), found.probabilities[0]))

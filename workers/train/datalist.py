@@ -25,8 +25,8 @@ Lists = dict[str, list[dict[str, Any]]]
 def load(data: Path, bundle: Bundle) -> Lists:
     """Return `{part: [{"image", "label", "patient", "cohort"}]}`, paths relative to `data`.
 
-    Raises `ConfigError` where there is no list, it is wrong, or one of training and validation is empty or, of a bundle
-    with one finding, has images of one class alone.
+    Raises `ConfigError` where there is no list, it is wrong, a patient or an image is in two parts, or one of training
+    and validation is empty or, of a bundle with one finding, has images of one class alone.
     """
     listed, table = data / f"{bundle.name}.json", data / "manifest.csv"
     if listed.is_file():
@@ -53,10 +53,35 @@ def is_table(data: Path, bundle: Bundle) -> bool:
 
 def _listed(path: Path) -> Lists:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {part: [dict(case) for case in found.get(part, [])] for part in PARTS}
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        lists: Lists = {part: list(found.get(part, [])) for part in PARTS}
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(path, None, f"it is no data list with the parts {', '.join(PARTS)}: {error}") from None
+    where: dict[str, str] = {}
+    for part in PARTS:
+        for number, case in enumerate(lists[part], 1):
+            _require_case(path, f"case {number} of the part {part}", case)
+            _require_one_part(path, part, case, where)
+    return lists
+
+
+def _require_case(path: Path, where: str, case: Any) -> None:
+    if not isinstance(case, dict) or not {"image", "label"} <= case.keys():
+        raise ConfigError(path, None, f"{where} is no table with image and label; label it, or take it out")
+    images = case["image"] if isinstance(case["image"], list) else [case["image"]]
+    if missing := [str(image) for image in images if not (path.parent / str(image)).exists()]:
+        told = f'{where}: image "{missing[0]}" does not exist; paths are relative to {path.parent}'
+        raise ConfigError(path, None, told)
+
+
+def _require_one_part(path: Path, part: str, case: Mapping[str, Any], where: dict[str, str]) -> None:
+    """Refuse a patient or an image that is in another part, too; `where` has the part of each seen so far."""
+    names = [f"image {os.path.normpath(str(case['image']))}"]
+    names += [f"patient {case['patient']}"] if case.get("patient") is not None else []
+    for name in names:
+        if (first := where.setdefault(name, part)) != part:
+            told = f"{name} is in the part {first} and in the part {part}"
+            raise ConfigError(path, None, f"{told}: the figures would flatter; keep all of a patient in one part")
 
 
 def _split(cases: Sequence[manifest.Case], data: Path) -> Lists:

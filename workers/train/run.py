@@ -18,17 +18,18 @@ from monai.bundle.workflows import ConfigWorkflow
 from node import bundles, clock
 from node.bundles import Bundle
 from node.errors import BundleError, Permanent, first_cause
+from workers.evaluate import manifest
 from workers.predict import weights
 from workers.predict.guard import path_of
 from workers.predict.scripts import Scripts
 from workers.train import datalist, films, guard, together
-from workers.train.calibrate import calibrate
+from workers.train.calibrate import VALIDATION, calibrate
 from workers.train.card import card, cost, curves
 from workers.train.request import Request
 from workers.train.watch import Tell, Watch
 
 _COPIED = ("configs", "scripts", "LICENSE")
-_LIST, _LOG = "datalist.json", "training.log"
+_LIST, _TEST, _LOG = "datalist.json", "test.csv", "training.log"
 
 
 def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -> None:
@@ -43,10 +44,10 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
     out = Path(request.out)
     _copy(bundle, out, request)
     data = Path(request.data)
-    opened = films.prepared(lists, data, out, bundle, tell) if datalist.is_table(data, bundle) else lists
-    (out / _LIST).write_text(json.dumps(opened, indent=1) + "\n", encoding="utf-8")
-    datalist.write_manifest(out / "test.csv", lists.get("test", []), data, bundle)
     _files(request, bundle, out)
+    opened = films.prepared(lists, data, out, bundle, tell)
+    (out / _LIST).write_text(json.dumps(opened, indent=1) + "\n", encoding="utf-8")
+    _write_manifests(lists, data, out, bundle)
     if request.processes > 1:
         together.launch(request, tell)
     else:
@@ -61,6 +62,15 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
     (out / "docs" / "curves.png").write_bytes(curves(found))
     said = card(request, bundle, lists, found, chosen, _spent(request, found) + guarded)
     (out / "docs" / "README.md").write_text(said, encoding="utf-8")
+
+
+def _write_manifests(lists: datalist.Lists, data: Path, out: Path, bundle: Bundle) -> None:
+    """Write what is read after the training; what is wrong there is told before it."""
+    calibrates = len(bundle.dicom.finding) == 1
+    for part, name in (("test", _TEST), *([("validation", VALIDATION)] if calibrates else [])):
+        datalist.write_manifest(out / name, lists.get(part, []), data, bundle)
+        if lists.get(part) and not bundle.dicom.detection:
+            manifest.load(out / name, bundle)
 
 
 def run(request: Request, bundle: Bundle, out: Path, tell: Tell) -> None:
