@@ -26,10 +26,11 @@ from workers.train import datalist, films, guard, together
 from workers.train.calibrate import VALIDATION, calibrate
 from workers.train.card import card, cost, curves
 from workers.train.request import Request
+from workers.train.together import LOG
 from workers.train.watch import Tell, Watch
 
 _COPIED = ("configs", "scripts", "LICENSE")
-_LIST, _TEST, _LOG = "datalist.json", "test.csv", "training.log"
+_LIST, _TEST = "datalist.json", "test.csv"
 
 
 def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -> None:
@@ -53,7 +54,7 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
     else:
         run(request, bundle, out, tell)
     if not any((out / "models").glob("model.*")):
-        told = f"no validation of {bundle.title} found weights worth keeping. {out / _LOG} says more."
+        told = f"no validation of {bundle.title} found weights worth keeping. {out / LOG} says more."
         raise Permanent(f"The training ended, but {told} Look at how often train.json validates, and at its metric.")
     found = json.loads((out / "docs" / "curves.json").read_text(encoding="utf-8"))
     with Scripts(out):
@@ -75,7 +76,7 @@ def _write_manifests(lists: datalist.Lists, data: Path, out: Path, bundle: Bundl
 
 def run(request: Request, bundle: Bundle, out: Path, tell: Tell) -> None:
     """Run the training itself in `out`, alone or as one of several processes; raises as `train` does."""
-    logging.basicConfig(filename=out / _LOG, level=logging.INFO, force=True)
+    logging.basicConfig(filename=out / LOG, level=logging.INFO, force=True)
     with Scripts(out):
         workflow = _workflow(request, bundle, out)
         parts = _parts(workflow, bundle)
@@ -85,7 +86,8 @@ def run(request: Request, bundle: Bundle, out: Path, tell: Tell) -> None:
         try:
             workflow.run()
         except Exception as error:  # a bundle's training is its author's code
-            told = f"The training of {bundle.title} failed: {first_cause(error)}. {out / _LOG} says more."
+            told = f"The training of {bundle.title} failed: {first_cause(error)}. {out / LOG} says more."
+            logging.exception(told)
             raise Permanent(told) from error
         workflow.finalize()
 
@@ -117,10 +119,10 @@ def _copy(bundle: Bundle, out: Path, request: Request) -> None:
         raise Permanent(f"{out} is the bundle itself; name another --out.")
     if (out / "checkpoint.pt").is_file():
         return
-    if out.exists() and any(out.iterdir()) and not (out / _LOG).is_file():
+    if out.exists() and any(out.iterdir()) and not (out / LOG).is_file():
         raise Permanent(f"{out} is not empty and no training began there; name another --out.")
     (out / "models").mkdir(parents=True, exist_ok=True)
-    (out / _LOG).touch()
+    (out / LOG).touch()
     for name in _COPIED:
         source = bundle.folder / name
         if source.is_dir():

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,37 +17,60 @@ from pathlib import Path
 from typing import Any
 
 from node import bundles
-from node.errors import Permanent, WetreadError
+from node.errors import Permanent, WetreadError, first_cause
 from node.leash import leash_forks, leash_this, leashed
 from workers.imports import uncollected
 from workers.train.request import Request
 
 Tell = Callable[[dict[str, Any]], None]
+LOG = "training.log"
 
 
 def launch(request: Request, tell: Tell) -> None:
-    """Run `request.processes` processes until all have ended; raises `Permanent` with what the first of them said."""
+    """Run `request.processes` processes until all have ended; raises `Permanent` with what the first to fail said.
+
+    What they print on standard error, such as a traceback, is added to the log of the training.
+    """
     command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     command += [str(request.processes), "-m", "workers.train.together", request.to_json()]
-    with subprocess.Popen(leashed(command), stdout=subprocess.PIPE, env=_environment(request.processes)) as process:
+    path = Path(request.out) / LOG
+    path.touch()
+    before = path.stat().st_size
+    with (
+        path.open("ab") as log,
+        subprocess.Popen(
+            leashed(command), stdout=subprocess.PIPE, stderr=log, env=_environment(request.processes)
+        ) as process,
+    ):
         assert process.stdout is not None  # noqa: S101 - asked for above
         failed = _listen(process.stdout, tell)
     if failed or process.returncode:
-        told = failed or f"one of {request.processes} processes ended with {process.returncode}"
-        raise Permanent(f"The training failed: {told}. {Path(request.out) / 'training.log'} says more.")
+        killed = _killed(path.read_bytes()[before:].decode(errors="replace"))  # the others told of a lost connection
+        told = killed or failed or f"The training failed: torchrun ended with exit status {process.returncode}."
+        raise Permanent(told if str(path) in told else f"{told} {path} says more.")
 
 
 def _listen(lines: Any, tell: Tell) -> str:
+    """Hand on how far all are; return what the first that failed said, as the others only miss it then."""
     failed = ""
     for line in lines:
         try:
             message = json.loads(line)
         except ValueError:  # what a library printed
             continue
-        failed = message.get("failed", failed)
+        failed = failed or message.get("failed", "")
         if "done" in message:
             tell(message)
     return str(failed)
+
+
+def _killed(said: str) -> str:
+    """Return which signal ended a process, which cannot say it, by what torchrun `said`; SIGTERM is its own."""
+    signals = [int(number) for number in re.findall(r"exitcode\s*: -(\d+)", said) if int(number) != signal.SIGTERM]
+    if not signals:
+        return ""
+    more = "; the machine may be out of memory" if signals[0] == signal.SIGKILL else ""
+    return f"The training failed: one of the processes was killed by signal {signals[0]}{more}."
 
 
 def _environment(processes: int) -> dict[str, str]:
@@ -56,24 +81,26 @@ def _environment(processes: int) -> dict[str, str]:
 
 
 def main() -> None:
-    """Train as one of several; torchrun has set RANK, and told where the others are."""
+    """Train as one of several; torchrun has set RANK, and told where the others are. Whichever fails says why."""
     leash_this()
     leash_forks()
-    with uncollected():
-        from workers.train.run import run
-
-    request = Request.from_json(sys.argv[1])
-    is_first = os.environ.get("RANK", "0") == "0"
 
     def tell(message: dict[str, Any]) -> None:
-        if is_first:
+        if os.environ.get("RANK", "0") == "0" or "failed" in message:
             print(json.dumps(message), flush=True)
 
     try:
+        with uncollected():
+            from workers.train.run import run
+
+        request = Request.from_json(sys.argv[1])
         run(request, bundles.load(Path(request.bundle)), Path(request.out), tell)
     except WetreadError as error:
         tell({"failed": str(error)})
-        sys.exit(1)
+        raise
+    except BaseException as error:  # the border of the process; its traceback goes to the log
+        tell({"failed": f"The training failed in process {os.environ.get('RANK', '0')}: {first_cause(error)}."})
+        raise
 
 
 if __name__ == "__main__":
