@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -132,6 +134,44 @@ def test_classes_are_mixed_with_their_images() -> None:
     found, target = _augment(Geometry((8, 8)), mixup=1.0)({"image": image, "label": label}, CPU)
     assert target.shape == (32, 1)
     torch.testing.assert_close(found.mean((1, 2, 3)), target[:, 0], atol=1e-5, rtol=0)
+    assert ((target > 0.05) & (target < 0.95)).any()
+
+
+_MULTI_HOT = torch.tensor([[0, 0, 1], [1, 1, 0], [0, 0, 0], [1, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("label", "classes", "expected"),
+    [
+        (torch.tensor([0, 1, 1, 0]), 1, [[0], [1], [1], [0]]),
+        (torch.tensor([[0], [1], [1], [0]]), 1, [[0], [1], [1], [0]]),
+        (torch.tensor([0, 2, 1, 0]), 3, [[1, 0, 0], [0, 0, 1], [0, 1, 0], [1, 0, 0]]),
+        (_MULTI_HOT, 3, _MULTI_HOT.tolist()),
+        (_MULTI_HOT, 1, _MULTI_HOT.tolist()),
+        (_MULTI_HOT * 0.5, 3, (_MULTI_HOT * 0.5).tolist()),
+        (list(_MULTI_HOT.T), 3, _MULTI_HOT.tolist()),  # as PyTorch collates lists of numbers
+    ],
+)
+def test_labels_of_whole_images_keep_their_classes(label: Any, classes: int, expected: list[list[float]]) -> None:
+    """Those of several classes became one column, four times as long as the batch."""
+    batch = {"image": torch.rand(4, 1, 8, 8), "label": label}
+    _, target = _augment(Geometry((8, 8)), classes=classes)(batch, CPU)
+    torch.testing.assert_close(target, torch.tensor(expected, dtype=torch.float32))
+
+
+@pytest.mark.parametrize("label", [torch.zeros(3), torch.zeros(4, 2), torch.zeros(2, 3)])
+def test_labels_of_other_shapes_are_refused(label: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"4 images and 3 classes have labels of the shape .* expected \(4,\) or \(4, 3"
+    ):
+        _augment(Geometry((8, 8)), classes=3)({"image": torch.rand(4, 1, 8, 8), "label": label}, CPU)
+
+
+def test_several_classes_are_mixed_with_their_images() -> None:
+    label = torch.eye(2).repeat(16, 1)
+    image = label[:, :, None, None].expand(-1, -1, 8, 8)
+    found, target = _augment(Geometry((8, 8)), classes=2, mixup=1.0)({"image": image, "label": label}, CPU)
+    torch.testing.assert_close(found.mean((2, 3)), target, atol=1e-5, rtol=0)
     assert ((target > 0.05) & (target < 0.95)).any()
 
 

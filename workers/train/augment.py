@@ -118,8 +118,10 @@ class Look:
 class Augment:
     """`prepare_batch` of a trainer: the batch moved to the device, augmented there, with targets as probabilities.
 
-    `classes` is the number of channels of the network: of a mask all labels from 0, or 1 for a mask of one label. A
-    label without axes is a class (0 or 1). `teach` is the share of the target that comes from `teacher`.
+    `classes` is the number of channels of the network: of a mask all labels from 0, or 1 for a mask of one label. The
+    label of a whole image is its class, 0 or 1 or of several `classes` the number of one; or it has a place for each
+    class, one-hot, multi-hot or as probabilities. `teach` is the share of the target that comes from `teacher`, whose
+    classes exclude each other.
     """
 
     geometry: Geometry
@@ -134,11 +136,17 @@ class Augment:
     def __call__(
         self, batch: Mapping[str, Any], device: Any = None, non_blocking: bool = False, **how: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return images (batch, channels, *size) and targets: (batch, classes, *size), or (batch, 1) of classes."""
+        """Return images (batch, channels, *size) and targets: (batch, classes, *size), or (batch, classes) of images.
+
+        Raises `ValueError` for labels of another number of images or classes.
+        """
         image = batch["image"].to(device, non_blocking=non_blocking).float()
-        target = torch.as_tensor(batch["label"]).to(device, non_blocking=non_blocking)
+        label = batch["label"]
+        if isinstance(label, list | tuple):  # of lists: PyTorch makes one tensor for each class, not for each image
+            label = torch.stack([torch.as_tensor(one) for one in label], -1)
+        target = torch.as_tensor(label).to(device, non_blocking=non_blocking)
         grid = self.geometry.grid(len(image), image.shape[2:], image.device)
-        target = self._bend(target, grid) if target.dim() == image.dim() else target.float().view(-1, 1)
+        target = self._bend(target, grid) if target.dim() == image.dim() else self._whole(target, len(image))
         padding = self.geometry.padding
         image = self.look.change(functional.grid_sample(image, grid, padding_mode=padding, align_corners=False))
         if self.normalize:
@@ -149,6 +157,16 @@ class Augment:
         if self.teacher is not None:
             target = (1 - self.teach) * target + self.teach * self.teacher(image)
         return image, target
+
+    def _whole(self, label: Tensor, batch: int) -> Tensor:
+        """Labels of whole images, (batch,), (batch, 1) or (batch, classes), as (batch, classes)."""
+        target = label.reshape(len(label), -1) if label.dim() else label.reshape(1, 1)
+        if self.classes > 1 and target.shape[1] == 1:
+            target = functional.one_hot(target[:, 0].long(), self.classes)
+        if len(target) != batch or (self.classes > 1 and target.shape[1] != self.classes):
+            told = f"{batch} images and {self.classes} classes have labels of the shape {tuple(label.shape)}"
+            raise ValueError(f"{told}; expected ({batch},) or ({batch}, {self.classes})")
+        return target.float()
 
     def _bend(self, label: Tensor, grid: Tensor) -> Tensor:
         """Labels are sampled one by one; what is of no label is background, also beyond the edge."""
