@@ -180,6 +180,8 @@ def masks(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.bool_]:
         raise MaskError(str(error)) from None
     if found[0].shape != image.pixels.shape:
         raise MaskError(f"{path.name} lies on another grid than its image; masks are not resampled")
+    if not all(np.isfinite(one).all() for one in found):
+        raise MaskError(f"{path.name} has voxels that are not finite numbers; masks are 0 and 1")
     return np.stack(found) > 0
 
 
@@ -215,6 +217,8 @@ def _aligned(path: Path, image: Volume, part: int | None = None) -> NDArray[Any]
 
 
 def _known(labels: NDArray[Any], path: Path, bundle: Bundle) -> NDArray[np.uint8]:
+    if not np.isfinite(labels).all():
+        raise MaskError(f"{path.name} has voxels that are not finite numbers; a label is a whole number, 0 around it")
     values = [entry.number for entry in bundle.dicom.segment]
     found = {float(value) for value in np.unique(labels)} - {0.0}
     if len(values) == 1 and len(found) == 1:

@@ -93,8 +93,8 @@ def _require_columns(path: Path, names: Sequence[str] | None) -> None:
 def _case(path: Path, line: int, row: Mapping[str, str], bundle: Bundle) -> Case:
     name = row["image"]
     image = path.parent / name
-    if not name or not image.exists():
-        raise ConfigError(path, line, f'image "{name}" does not exist; paths are relative to {path.parent}')
+    if not name or not _is_there(image):
+        raise ConfigError(path, line, f'image "{name[:200]}" does not exist; paths are relative to {path.parent}')
     truth = _mask(path, line, row["label"]) if bundle.dicom.segment else _findings(path, line, row["label"], bundle)
     cohort = row.get("cohort", ALL) or UNNAMED
     if "cohort" in row and cohort == ALL:
@@ -102,13 +102,21 @@ def _case(path: Path, line: int, row: Mapping[str, str], bundle: Bundle) -> Case
     return Case(line, name, image, truth, row.get("patient") or name, cohort)
 
 
+def _is_there(path: Path) -> bool:
+    """Whether anybody can open it; several lines in one cell are no file's name, which the system says by an error."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def _mask(path: Path, line: int, label: str) -> Path:
     if not label.lower().endswith(MASK_SUFFIXES):
         raise ConfigError(
-            path, line, f'label "{label}" is no mask; expected the path of one of {", ".join(MASK_SUFFIXES)}'
+            path, line, f'label "{label[:200]}" is no mask; expected the path of one of {", ".join(MASK_SUFFIXES)}'
         )
-    if not (path.parent / label).is_file():
-        raise ConfigError(path, line, f'mask "{label}" does not exist; paths are relative to {path.parent}')
+    if not _is_there(path.parent / label) or not (path.parent / label).is_file():
+        raise ConfigError(path, line, f'mask "{label[:200]}" does not exist; paths are relative to {path.parent}')
     return path.parent / label
 
 

@@ -5,6 +5,7 @@ Images of one patient are alike, so a resample draws patients, not images; a dra
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -97,30 +98,29 @@ def with_intervals(
     with config_context(assume_finite=True, skip_parameter_validation=True), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about classes that a resample lacks; NaN says it
         whole = statistic(rows, np.ones(len(rows)))
-        drawn = _drawn(statistic, rows, _weights(index, len(names), resamples))
+        drawn = _drawn(statistic, rows, index, len(names), resamples)
     return {
         name: {"value": _short(value), "ci95": _interval([d[name] for d in drawn])} for name, value in whole.items()
     }
 
 
-def _weights(index: NDArray[np.intp], patients: int, resamples: int) -> list[Numbers]:
+def _drawn(
+    statistic: Statistic, rows: NDArray[np.intp], index: NDArray[np.intp], patients: int, resamples: int
+) -> list[Mapping[str, float]]:
+    """Return the figures of each draw; of few patients there are few draws (5 have 126), and each is reckoned once."""
     if patients < 2:  # nothing to resample
         return []
     random = np.random.default_rng(SEED)
-    return [
-        np.bincount(random.integers(patients, size=patients), minlength=patients)[index].astype(float)
-        for _ in range(resamples)
-    ]
-
-
-def _drawn(statistic: Statistic, rows: NDArray[np.intp], weights: Sequence[Numbers]) -> list[Mapping[str, float]]:
-    """Return the figures of each draw; of few patients there are few draws (5 have 126), and each is reckoned once."""
-    draws = [weight.astype(np.uint32).tobytes() for weight in weights]
-    figures = {
-        draw: statistic(rows[weight > 0], weight[weight > 0])
-        for draw, weight in dict(zip(draws, weights, strict=True)).items()
-    }
-    return [figures[draw] for draw in draws]
+    figures: dict[bytes, Mapping[str, float]] = {}
+    drawn = []
+    for _ in range(resamples):
+        times = np.bincount(random.integers(patients, size=patients), minlength=patients)
+        draw = hashlib.sha256(times.tobytes()).digest()
+        if draw not in figures:
+            weight = times[index].astype(float)
+            figures[draw] = statistic(rows[weight > 0], weight[weight > 0])
+        drawn.append(figures[draw])
+    return drawn
 
 
 def _interval(values: list[float]) -> list[float] | None:

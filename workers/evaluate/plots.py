@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -19,6 +21,10 @@ from workers.evaluate.overlap import flat
 from workers.evaluate.scoring import Comparison, Score
 from workers.evaluate.tables import by_cohort, probability_of, truth_of
 
+mpl.rcParams["text.parse_math"] = False  # a dollar in the name of a file or a cohort is a dollar
+
+NAMES = re.compile(r"(roc|precision-recall|calibration|probabilities|worst|dice|sizes)(-\d+)?\.png")
+"""What the pictures may be called."""
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
 """Told apart by people who see few colors (Okabe and Ito)."""
 _TRUTH, _PREDICTED = "#56b4e9", "#e69f00"
@@ -89,7 +95,8 @@ def _curves(scores: Sequence[Score], output: int, draw: Draw, titles: tuple[str,
     axis = figure.subplots()
     truth, probability = truth_of(scores, output), probability_of(scores, output)
     for number, (cohort, rows) in enumerate(by_cohort(scores).items()):
-        draw(axis, truth[rows], probability[rows], cohort, _COLORS[number % len(_COLORS)])
+        name = f" {cohort}" if cohort.startswith("_") else cohort  # matplotlib keeps those out of a legend
+        draw(axis, truth[rows], probability[rows], name, _COLORS[number % len(_COLORS)])
     axis.set(title=titles[0], xlabel=titles[1], ylabel=titles[2], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     return _finished(figure, axis)
 

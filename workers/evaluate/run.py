@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from node import clock
 from node.bundles import Bundle
-from node.errors import Unsuitable
+from node.errors import Permanent, Unsuitable
 from workers.evaluate import metrics, plots, report, tables
 from workers.evaluate.manifest import Case
 from workers.evaluate.overlap import Overlap
@@ -33,13 +34,27 @@ def evaluate(request: Request, bundle: Bundle, cases: Sequence[Case], tell: Tell
     `tell` gets `{"total": n}` first and then, before each image is read, `{"image": name, "done": k}`. Raises
     `ConfigError` for a wrong mask, `Unsuitable` when no image could be read, `Permanent` when the network fails.
     """
+    out = Path(request.out)
+    _require_room(out)
     tell({"total": len(cases)})
     network = Network(bundle, request.device, request.digest, request.runtime)
     scores, not_read = _scores(request, cases, network, bundle, tell)
-    tell({"image": "the intervals", "done": len(cases)})
-    found = _figures(request, bundle, scores, not_read)
+    found = _figures(request, bundle, scores, not_read, lambda of: tell({"image": f"the intervals of {of}"}))
     pictures = _pictures(request, scores, network, bundle)
-    _write(Path(request.out), found, scores, bundle, pictures)
+    _write(out, found, scores, bundle, pictures)
+
+
+def _require_room(out: Path) -> None:
+    """Refuse a folder that cannot be written to before hours of reading; it stays away where nothing comes of it."""
+    missing = out
+    while not missing.exists() and missing != missing.parent:
+        missing = missing.parent
+    try:
+        with tempfile.TemporaryFile(dir=missing):
+            pass
+    except OSError as error:
+        told = f"{out} cannot be written to: {error.strerror}. No image was read; name another --out."
+        raise Permanent(told) from None
 
 
 def _scores(
@@ -61,7 +76,11 @@ def _scores(
 
 
 def _figures(
-    request: Request, bundle: Bundle, scores: Sequence[Score], not_read: list[dict[str, Any]]
+    request: Request,
+    bundle: Bundle,
+    scores: Sequence[Score],
+    not_read: list[dict[str, Any]],
+    busy: tables.Busy,
 ) -> dict[str, Any]:
     return {
         "command": f"wetread evaluate {bundle.name} --data {Path(request.manifest).name} --out DIR",
@@ -77,7 +96,7 @@ def _figures(
         "intervals": {"method": "bootstrap over patients", "resamples": request.resamples, "seed": metrics.SEED},
         "images": len(scores) + len(not_read),
         "not_read": not_read,
-        "cohorts": tables.cohorts(scores, bundle, request.resamples),
+        "cohorts": tables.cohorts(scores, bundle, request.resamples, busy),
     }
 
 
@@ -100,7 +119,24 @@ def worst_segmented(scores: Sequence[Score], count: int) -> list[Score]:
 def _write(
     out: Path, found: dict[str, Any], scores: Sequence[Score], bundle: Bundle, pictures: dict[str, bytes]
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
+    """Put all in place once all is written; what an earlier evaluation left goes, where this one has no such file."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".evaluation-", dir=out) as beside:
+            _write_all(Path(beside), found, scores, bundle, pictures)
+            for path in Path(beside).iterdir():
+                path.replace(out / path.name)
+    except OSError as error:
+        told = f"{out} cannot be written to: {error.strerror or error}. What lay there before is as it was."
+        raise Permanent(told) from None
+    for path in out.glob("*.png"):
+        if path.name not in pictures and plots.NAMES.fullmatch(path.name):
+            path.unlink()
+
+
+def _write_all(
+    out: Path, found: dict[str, Any], scores: Sequence[Score], bundle: Bundle, pictures: dict[str, bytes]
+) -> None:
     for name, png in pictures.items():
         (out / name).write_bytes(png)
     _write_cases(out / "cases.csv", scores, bundle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from workers.evaluate.scoring import Score
 
 Rows = NDArray[np.intp]
 Table = dict[str, Any]
+Busy = Callable[[str], None]
 
 
 def by_cohort(scores: Sequence[Score]) -> dict[str, Rows]:
@@ -28,14 +29,19 @@ def by_cohort(scores: Sequence[Score]) -> dict[str, Rows]:
     return places if len(places) == 1 else places | {ALL: np.arange(len(scores))}
 
 
-def cohorts(scores: Sequence[Score], bundle: Bundle, resamples: int = RESAMPLES) -> dict[str, Table]:
-    """Return the figures of every cohort: `{cohort: {figure: {finding or segment: {"value", "ci95"}}}}` and counts."""
+def cohorts(
+    scores: Sequence[Score], bundle: Bundle, resamples: int = RESAMPLES, busy: Busy = lambda of: None
+) -> dict[str, Table]:
+    """Return the figures of every cohort: `{cohort: {figure: {finding or segment: {"value", "ci95"}}}}` and counts.
+
+    `busy` hears which finding or segment of a cohort is reckoned: those of many images take minutes.
+    """
     make = _findings if bundle.dicom.finding else _segments
     tables = {}
     for cohort, rows in by_cohort(scores).items():
         patients = [scores[row].case.patient for row in rows]
         counts = {"images": len(rows), "patients": len(set(patients))}
-        tables[cohort] = counts | make(scores, rows, patients, bundle, resamples)
+        tables[cohort] = counts | make(scores, rows, patients, bundle, resamples, busy)
     return tables
 
 
@@ -49,9 +55,12 @@ def probability_of(scores: Sequence[Score], output: int) -> NDArray[np.float64]:
     return np.array([score.probabilities[output] for score in scores])
 
 
-def _findings(scores: Sequence[Score], rows: Rows, patients: Sequence[str], bundle: Bundle, resamples: int) -> Table:
+def _findings(
+    scores: Sequence[Score], rows: Rows, patients: Sequence[str], bundle: Bundle, resamples: int, busy: Busy
+) -> Table:
     table: Table = {}
     for output, entry in enumerate(bundle.dicom.finding):
+        busy(entry.label)
         truth, probability = truth_of(scores, output), probability_of(scores, output)
         statistic = metrics.classification(truth, probability, entry.threshold)
         figures: Table = {**metrics.with_intervals(statistic, rows, patients, resamples)}
@@ -78,9 +87,12 @@ def _calibration(truth: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
     ]
 
 
-def _segments(scores: Sequence[Score], rows: Rows, patients: Sequence[str], bundle: Bundle, resamples: int) -> Table:
+def _segments(
+    scores: Sequence[Score], rows: Rows, patients: Sequence[str], bundle: Bundle, resamples: int, busy: Busy
+) -> Table:
     table: Table = {}
     for number, entry in enumerate(bundle.dicom.segment):
+        busy(entry.label)
         columns = {name: values for name, values in _columns(scores, number).items() if np.isfinite(values[rows]).any()}
         figures: Mapping[str, Any] = metrics.with_intervals(metrics.means(columns), rows, patients, resamples)
         for name, figure in {**figures, "presence": _presence(scores, rows, number)}.items():
