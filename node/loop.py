@@ -1,4 +1,5 @@
-"""A loop of the node: one thread that asks its stage what is due, again and again, and outlives every failure."""
+"""A loop of the node or of a worker: one thread that asks its stage what is due, again and again, and outlives every
+failure. The log says once that it fails, and once that it works again: an hour without a database is two lines."""
 
 from __future__ import annotations
 
@@ -31,22 +32,24 @@ class Loop:
         self._thread.join(timeout)
 
     def _run(self) -> None:
-        failures = 0
+        failures, told = 0, set[type[Exception]]()
         while not self._stop.is_set():
             try:
                 self._tick()
-                failures = 0
                 self._health.good(self._name)
-            except WetreadError as error:
-                failures += 1
-                self._failed(str(error), failures)
+                if failures:
+                    log.info("Stage %s works again.", self._name, extra={"action": "tick_works_again"})
+                failures, told = 0, set()
             except Exception as error:  # a fault in one stage must not silence the others
                 failures += 1
-                log.exception("Stage %s failed; it goes on.", self._name, extra={"action": "tick_failed"})
-                self._failed(f"unexpected {type(error).__name__}", failures, logged=True)
+                self._failed(error, is_new=type(error) not in told)
+                told.add(type(error))
             self._stop.wait(clock.pause(self._period, failures + 1, MAX_PAUSE_S) if failures else self._period)
 
-    def _failed(self, why: str, failures: int, logged: bool = False) -> None:
-        self._health.bad(self._name, why)
-        if failures == 1 and not logged:  # a database that is away for an hour is one line, not a thousand
-            log.warning("Stage %s: %s", self._name, why, extra={"action": "tick_failed"})
+    def _failed(self, error: Exception, is_new: bool) -> None:
+        is_ours = isinstance(error, WetreadError)
+        self._health.bad(self._name, str(error) if is_ours else f"unexpected {type(error).__name__}")
+        if is_new and is_ours:
+            log.warning("Stage %s: %s", self._name, error, extra={"action": "tick_failed"})
+        elif is_new:
+            log.error("Stage %s failed; it goes on.", self._name, exc_info=error, extra={"action": "tick_failed"})

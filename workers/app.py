@@ -23,7 +23,9 @@ from node import broker, clock, reload, settings
 from node import log as logs
 from node.errors import BrokerUnavailable, Permanent, WetreadError
 from node.leash import leashed
+from node.loop import Loop
 from node.settings import Settings, state_folder
+from node.web.health import Health
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -36,7 +38,7 @@ THREADS = {"read": 1, "send": 8}
 """Tasks at a time: one reading per device, and a slow destination must not hold up another (`workers.send.lanes`)."""
 _THREADS_TOGETHER = 3
 """Where one process serves both queues, for want of a broker."""
-COMMIT_EVERY_S = 5.0
+COMMIT_EVERY_S, COMMIT_ENDS_WITHIN_S = 5.0, 5.0
 TURN_S = 0.05
 STOP_WITHIN_S = 20.0
 _ROOT = Path(__file__).resolve().parent.parent
@@ -95,14 +97,12 @@ def work(settings: Settings, url: str, queues: Sequence[str]) -> None:
     """Serve `queues` in this process until it is told to stop; needs the main thread."""
     desk = open_desk(settings)
     app = make_app(url, desk)
-    done = threading.Event()
-    committing = threading.Thread(target=_commit, args=(desk, done), name="commitment", daemon=True)
-    if "send" in queues:
-        committing.start()
+    committing = commit(desk) if "send" in queues else None
     try:
         start_worker(app, desk, queues)
     finally:
-        done.set()
+        if committing is not None:
+            committing.stop(COMMIT_ENDS_WITHIN_S)
         desk.reader.stop()
         desk.db.close()
 
@@ -177,17 +177,11 @@ def _worker(app: Celery) -> Any:
     return Worker
 
 
-def _commit(desk: Desk, done: threading.Event) -> None:
-    """Ask for storage commitment of what was sent (PS3.4 §J.3.2), again and again."""
+def commit(desk: Desk) -> Loop:
+    """Ask for storage commitment of what was sent (PS3.4 §J.3.2), again and again, until it is stopped."""
     from workers.send import commitment
 
-    while not done.wait(COMMIT_EVERY_S):
-        try:
-            commitment.tick(desk.db, desk.settings, desk.now())
-        except WetreadError as error:
-            log.warning("Storage commitment was not asked for: %s", error, extra={"action": "commitment_failed"})
-        except Exception:  # a fault here must not keep the next round from happening
-            log.exception("Storage commitment failed; it goes on.", extra={"action": "commitment_failed"})
+    return Loop("commitment", COMMIT_EVERY_S, lambda: commitment.tick(desk.db, desk.settings, desk.now()), Health())
 
 
 def _watch(config: Path, current: Settings, url: str, stop: threading.Event, again: threading.Event) -> int:

@@ -136,6 +136,8 @@ class Database:
             with _translated(self.url):
                 self._apply_schema()
         except DatabaseUnavailable as error:
+            if not engine.refuses_us(self._engine):
+                raise
             raise Permanent(f"database.url: the server is there and does not take us. {error}") from error
 
     def _apply_schema(self) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
+import select
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +35,11 @@ _TCP_OF_THE_SERVER = (
     "SET tcp_user_timeout = '20s'", "SET tcp_keepalives_idle = '10s'", "SET tcp_keepalives_interval = '5s'",
     "SET tcp_keepalives_count = 3",
 )  # fmt: skip
+
+_PASSING = ("53", "57")
+"""Classes of SQLSTATE that pass by themselves: insufficient resources, such as connections, and operator's work."""
+_CODES_ALONE = 3
+"""PQERRORS_SQLSTATE: severity and SQLSTATE are all that an error says."""
 
 
 def with_driver(url: str) -> sa.URL:
@@ -93,7 +103,8 @@ def _server(url: sa.URL) -> sa.Engine:
 def refuses_us(engine: sa.Engine) -> bool:
     """Say whether a PostgreSQL that did not let us in is up: then waiting does not help, a name or a password is wrong.
 
-    libpq asks, in no language: a server that is starting, stopping or recovering says that it takes nobody yet.
+    libpq asks, in no language. A server that is starting, stopping or recovering says that it takes nobody yet, and one
+    without a free connection is waited for, too.
     """
     if engine.url.drivername != "postgresql+psycopg":
         return False
@@ -102,4 +113,27 @@ def refuses_us(engine: sa.Engine) -> bool:
 
     _, wanted = engine.dialect.create_connect_args(engine.url)
     words = {name: str(value) for name, value in wanted.items() if isinstance(value, str | int)}
-    return PGconn.ping(make_conninfo(**{"connect_timeout": str(_TCP["connect_timeout"]), **words}).encode()) == Ping.OK
+    where = make_conninfo(**{"connect_timeout": str(_TCP["connect_timeout"]), **words}).encode()
+    return PGconn.ping(where) == Ping.OK and not any(code.startswith(_PASSING) for code in _refusals(where))
+
+
+def _refusals(where: bytes) -> list[str]:
+    """Return the SQLSTATE of each refusal, none where we are let in.
+
+    psycopg keeps only the words, in the server's language; libpq gives codes in their place when it is told to.
+    """
+    from psycopg.pq import PGconn, PollingStatus
+
+    until = time.monotonic() + _TCP["connect_timeout"]
+    link = PGconn.connect_start(where)
+    try:
+        libpq = ctypes.CDLL(sys.modules[PGconn.__module__].__file__)
+        itself = ctypes.c_void_p(link.pgconn_ptr)  # type: ignore[attr-defined]  # every implementation has it
+        libpq.PQsetErrorVerbosity(itself, _CODES_ALONE)
+        while (status := link.connect_poll()) in (PollingStatus.READING, PollingStatus.WRITING):
+            reads, writes = ([link.socket], []) if status == PollingStatus.READING else ([], [link.socket])
+            if not any(select.select(reads, writes, [], max(0.0, until - time.monotonic()))):
+                return []
+        return re.findall(r": +([0-9A-Z]{5})$", link.error_message.decode(errors="replace"), re.MULTILINE)
+    finally:
+        link.finish()

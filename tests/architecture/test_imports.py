@@ -27,6 +27,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.embedded", "node.broker", "node.simulate"),
     ("node.accept", "node.assemble", "node.route"),
     ("node.web",),
+    ("node.loop",),
     ("workers.child", "workers.imports"),
     ("workers.load", "workers.predict", "workers.report", "workers.send"),
     ("workers.restraint",),
@@ -36,7 +37,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("workers.reader",),
     ("workers.messages", "workers.tasks"),
     ("workers.app",),
-    ("node.loop", "node.routing", "node.helper", "node.daemon"),
+    ("node.routing", "node.helper", "node.daemon"),
     (
         "node.cli_output",
         "node.cli_bundle",

@@ -72,6 +72,7 @@ def reader(answers: str) -> None:
 
 
 def _hurry_the_worker() -> None:
+    from node import loop
     from node.store import deliveries, jobs
     from workers import app
     from workers.reader import Reader
@@ -87,6 +88,7 @@ def _hurry_the_worker() -> None:
 
     app.open_desk = open_desk
     app.COMMIT_EVERY_S = REST_S
+    loop.MAX_PAUSE_S = 1.0
     jobs.BACK_OFF_S = (REST_S,)
     outbox.rest = commitment.rest = lambda attempts, key: REST_S
     commitment.UNREACHED_REST_S = REST_S

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from pydicom.data import get_testdata_file
 
 from node.daemon import Node, Pace
-from node.errors import Permanent
+from node.errors import DatabaseUnavailable, Permanent
 from node.settings import load_routes, load_settings
 from node.simulate import scanner
 from node.store import studies
@@ -157,6 +157,52 @@ def test_a_worker_waits_for_the_database_and_no_sighup_ends_it(tmp_path: Path, c
         worker.send_signal(signal.SIGTERM)
         worker.communicate(timeout=60)
         assert worker.returncode == 0
+
+
+def crowd(url: str, others: ExitStack) -> None:
+    """Have `others` hold every connection that the server has."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+
+    def fill() -> None:
+        while True:
+            others.enter_context(engine.connect())
+
+    with pytest.raises(sa.exc.OperationalError, match="too many clients"):
+        fill()
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+def test_a_server_without_a_free_connection_is_waited_for(tmp_path: Path, cluster: Cluster, command: str) -> None:
+    cluster.stop()
+    cluster.start()
+    url = cluster.make()
+    with ExitStack() as others:
+        crowd(url, others)
+        with started([command], configured(tmp_path, url)) as process:
+            assert "too many clients" in read_to(process, "goes on by itself")
+            others.close()
+            assert read_to(process, "The database is there")
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
+            assert process.returncode == 0
+
+
+def test_a_limit_of_connections_for_our_user_is_waited_for(cluster: Cluster) -> None:
+    cluster.stop()
+    cluster.start()
+    url = cluster.make()
+    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with admin.connect() as connection:
+        connection.exec_driver_sql("DROP ROLE IF EXISTS narrow")
+        connection.exec_driver_sql("CREATE ROLE narrow LOGIN CONNECTION LIMIT 0")
+        connection.exec_driver_sql("GRANT CREATE ON SCHEMA public TO narrow")
+        db = Database(url.replace("wetread@", "narrow@"), later=True)
+        with pytest.raises(DatabaseUnavailable, match="too many connections for role"):
+            db.open()
+        connection.exec_driver_sql("ALTER ROLE narrow CONNECTION LIMIT -1")
+        db.open()
+        db.close()
+    admin.dispose()
 
 
 def test_a_signal_ends_a_node_that_waits_for_the_database(tmp_path: Path, cluster: Cluster) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pydicom
@@ -28,7 +30,9 @@ from node.simulate import scanner
 from node.store import studies
 from node.web.health import Health
 from tests.crash.hospital import DICOM_TOML
+from workers import app
 from workers.app import open_desk
+from workers.send import commitment
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -227,6 +231,53 @@ def test_a_failing_stage_is_shown_and_comes_back() -> None:
         wait_for(lambda: health.stages()["route"] == "")
     finally:
         loop.stop()
+
+
+def test_a_stage_says_once_that_it_fails_and_once_that_it_works_again(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "node.loop")
+    health, calls = Health(), []
+
+    def tick() -> None:
+        calls.append(1)
+        if len(calls) in (2, 3, 6):
+            raise DatabaseUnavailable(f"away {len(calls)}")
+        if len(calls) in (4, 5):
+            raise ZeroDivisionError
+
+    loop = Loop("route", 0.01, tick, health)
+    try:
+        wait_for(lambda: len(calls) > 8, 60)
+    finally:
+        loop.stop()
+    assert [record.message for record in caplog.records] == [
+        "Stage route: away 2",
+        "Stage route failed; it goes on.",
+        "Stage route works again.",
+    ]
+
+
+def test_storage_commitment_says_once_that_the_database_is_away(
+    tmp_path: Path, config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config.write_text(f'{CONFIG}\n[database]\nurl = "postgresql+psycopg://wetread@/none?host={tmp_path}"\n')
+    monkeypatch.setattr(app, "COMMIT_EVERY_S", 0.01)
+    calls, real = [], commitment.tick
+
+    def tick(*arguments: Any) -> int:
+        calls.append(1)
+        return real(*arguments)
+
+    monkeypatch.setattr(commitment, "tick", tick)
+    desk = open_desk(load_settings(config))
+    loop = app.commit(desk)
+    try:
+        wait_for(lambda: len(calls) > 4, 60)
+    finally:
+        loop.stop()
+        desk.reader.stop()
+        desk.db.close()
+    (record,) = caplog.records
+    assert record.message.startswith("Stage commitment: The database did not answer")
 
 
 def test_an_unexpected_error_in_a_stage_does_not_end_its_loop() -> None:
