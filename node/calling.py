@@ -7,6 +7,7 @@ block for ever.
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from node.errors import Permanent
 from node.settings import Destination, Settings, TlsSettings
 from node.tls import client_context
 
+LOST = (RuntimeError, ValueError)
+"""What pynetdicom raises where the association has ended since it was looked at, or no context can be used."""
+_SMALLEST_PDU = 7
+"""Bytes of a P-DATA-TF that carry one of a message: six are its header (PS3.8 §9.3.5.1)."""
 Kind = Literal["status", "rejected", "no_context", "aborted", "timeout", "tls", "unreachable"]
 
 
@@ -96,8 +101,9 @@ def entity_for(peer: Peer, timeouts: Timeouts) -> AE:
 
 def associate(entity: AE, peer: Peer, write_timeout: float, **options: Any) -> Accepted | Answer:
     """Open an association with the contexts of `entity`; an `Answer` says why there is none."""
+    opened = threading.Event()
     handlers = [
-        (evt.EVT_CONN_OPEN, _on_open, [write_timeout]),
+        (evt.EVT_CONN_OPEN, _on_open, [write_timeout, opened]),
         (evt.EVT_PDU_SENT, _on_pdu_sent),
         *options.pop("evt_handlers", []),
     ]
@@ -113,12 +119,16 @@ def associate(entity: AE, peer: Peer, write_timeout: float, **options: Any) -> A
     except OSError as error:
         return Answer("unreachable", note=f"{peer.host} does not resolve ({error.strerror})")
     if assoc.is_established:
+        largest = assoc.acceptor.maximum_length or _SMALLEST_PDU  # 0: of any size
+        if largest < _SMALLEST_PDU:
+            assoc.abort()
+            return Answer("aborted", note=f"it takes PDUs of {largest} bytes, which hold nothing")
         if not _may_be_asked(handlers):
             keep_answers(assoc)
         return Accepted(assoc)
     if context is not None and context.failure is not None:
         return Answer("tls", note=context.failure.what, remedy=context.failure.remedy)
-    return _no_association(assoc, time.monotonic() - started)
+    return _no_association(assoc, time.monotonic() - started, opened.is_set())
 
 
 def keep_answers(assoc: Any) -> None:
@@ -136,7 +146,7 @@ def _may_be_asked(handlers: Iterable[tuple[Any, ...]]) -> bool:
     return any(handler[0] is evt.EVT_N_EVENT_REPORT for handler in handlers)
 
 
-def _no_association(assoc: Any, waited: float) -> Answer:
+def _no_association(assoc: Any, waited: float, opened: bool) -> Answer:
     answer = assoc.acceptor.primitive
     if assoc.is_rejected and answer is not None:
         reason = (answer.result, answer.result_source, answer.diagnostic)
@@ -146,6 +156,8 @@ def _no_association(assoc: Any, waited: float) -> Answer:
         return Answer("no_context", note="; ".join(sorted(refusals(assoc, sop) for sop in sop_classes)))
     if assoc.requestor.primitive is not None and assoc.dul.socket is not None and waited >= assoc.acse_timeout:
         return Answer("timeout", note="no answer to the association request")
+    if opened:
+        return Answer("aborted", note="it ended the connection instead of answering the association request")
     return Answer("unreachable", note="no TCP connection")
 
 
@@ -159,6 +171,8 @@ def echo(peer: Peer, timeouts: Timeouts) -> Answer:
     try:
         status = opened.assoc.send_c_echo()
         return Answer("status", int(status.Status)) if "Status" in status else Answer("aborted", note="no answer")
+    except LOST:
+        return Answer("aborted", note="no answer")
     finally:
         release(opened.assoc)
 
@@ -169,8 +183,9 @@ def release(assoc: Any) -> None:
         assoc.release()
 
 
-def _on_open(event: Any, write_timeout: float) -> None:
+def _on_open(event: Any, write_timeout: float, opened: threading.Event) -> None:
     """Send at once, and give up on a peer that stops reading: pynetdicom alone would block for ever."""
+    opened.set()
     sock = event.assoc.dul.socket.socket
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.settimeout(write_timeout)

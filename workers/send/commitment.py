@@ -29,7 +29,7 @@ from node.settings import Destination, Settings
 from node.store import deliveries
 from node.store.db import Database
 from node.store.deliveries import MAX_COMMIT_ATTEMPTS, ToCommit
-from workers.send.cstore import Answer, Kind, Peer, Timeouts, associate, entity_for, release
+from workers.send.cstore import LOST, Answer, Kind, Peer, Timeouts, associate, entity_for, release
 from workers.send.verdicts import Verdict, judge, rest
 
 REPORT_WITHIN_S = 86400.0
@@ -84,11 +84,12 @@ def tick(
 
 def read_report(information: Dataset) -> Report:
     """Return the Event Information of an N-EVENT-REPORT as a `Report`."""
+    stored = information.get("ReferencedSOPSequence") or ()
     failed = information.get("FailedSOPSequence") or ()
     return Report(
         str(information.TransactionUID),
-        tuple(str(item.ReferencedSOPInstanceUID) for item in information.get("ReferencedSOPSequence") or ()),
-        {str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason", 0x0110)) for item in failed},
+        tuple(str(item.get("ReferencedSOPInstanceUID", "")) for item in stored),
+        {str(i.get("ReferencedSOPInstanceUID", "")): int(i.get("FailureReason") or 0x0110) for i in failed},
     )
 
 
@@ -150,7 +151,7 @@ class _Round:
                 StorageCommitmentPushModel,
                 StorageCommitmentPushModelInstance,
             )
-        except RuntimeError:  # it has ended since it was looked at
+        except LOST:
             status = Dataset()
         if "Status" not in status:
             return Answer("timeout", note="no answer to the N-ACTION")

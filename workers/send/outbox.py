@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from node.clock import Clock
 from node.crashpoints import reach
-from node.errors import DatabaseUnavailable
+from node.errors import WetreadError
 from node.settings import Destination, Settings
 from node.store import deliveries
 from node.store.db import Database
@@ -139,7 +139,7 @@ def _heartbeat(db: Database, delivery: ClaimedDelivery, worker: str, now: Clock,
             try:
                 if not deliveries.heartbeat(db, delivery.id, worker, delivery.fence, now(), lease_s):
                     return
-            except DatabaseUnavailable:
+            except WetreadError:
                 continue  # the lease outlives two missed beats; the fence guards what is noted in the end
 
     thread = threading.Thread(target=beat, name="delivery-heartbeat", daemon=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
-from workers.send.cstore import Answer, Peer, Timeouts, associate, entity_for, release
+from workers.send.cstore import LOST, Answer, Peer, Timeouts, associate, entity_for, release
 
 _PENDING = (0xFF00, 0xFF01)
+_MOST_MATCHES = 10_000
+"""More than a series has; one that never ends its answer would be listened to for ever."""
 
 
 def holds(
@@ -25,11 +29,14 @@ def holds(
     query = _query(study_instance_uid, series_instance_uid, sop_instance_uid)
     found = False
     try:
-        for status, match in opened.assoc.send_c_find(query, StudyRootQueryRetrieveInformationModelFind):
+        answers = opened.assoc.send_c_find(query, StudyRootQueryRetrieveInformationModelFind)
+        for status, match in islice(answers, _MOST_MATCHES):
             if status.get("Status") in _PENDING:
                 found = found or (match is not None and match.get("SOPInstanceUID") == sop_instance_uid)
             elif status.get("Status") == 0x0000:
                 return found
+    except LOST:
+        return None
     finally:
         release(opened.assoc)
     return None

@@ -35,12 +35,19 @@ class Ruling:
 
 V = Verdict
 _LOOK_THERE = "Look into the destination's own log."
+_WARNED = Ruling(V.WARN, "Stored; the destination warns of something.", _LOOK_THERE)
+"""Whatever a service says of it, a status of this class is no failure (PS3.7 §C.4.2)."""
 
 STATUSES: tuple[tuple[int, int, Ruling], ...] = (
     (0x0000, 0x0000, Ruling(V.DONE, "Stored.")),
     (0xB000, 0xB000, Ruling(V.WARN, "Stored; the destination coerced data elements.")),
+    (0xB001, 0xB005, _WARNED),
     (0xB006, 0xB006, Ruling(V.WARN, "Stored; the destination discarded elements.", _LOOK_THERE)),
     (0xB007, 0xB007, Ruling(V.WARN, "Stored; the destination finds that the data set does not match its SOP Class.")),
+    (0xB008, 0xBFFF, _WARNED),
+    (0x0001, 0x0001, _WARNED),
+    (0x0107, 0x0107, _WARNED),
+    (0x0116, 0x0116, _WARNED),
     (0x0111, 0x0111, Ruling(V.VERIFY, "The destination says that it has this SOP Instance already.")),
     (0x0110, 0x0110, Ruling(V.RETRY, "The destination failed to process it.")),
     (0x0213, 0x0213, Ruling(V.RETRY, "The destination is out of resources.")),
@@ -58,6 +65,8 @@ REJECTIONS: dict[tuple[int, int], Ruling] = {
     (1, 2): Ruling(V.DEAD, "The destination does not support the DICOM application context."),
     (1, 3): Ruling(V.DEAD, "The destination does not know our AE Title.", "Add node.ae_title to its list of peers."),
     (1, 7): Ruling(V.DEAD, "The destination goes by another AE Title.", "Correct destination.ae_title."),
+    (3, 1): Ruling(V.RETRY, "The destination is congested."),
+    (3, 2): Ruling(V.RETRY, "The destination has as many associations as it takes."),
 }
 """Permanent rejections by (source, reason); PS3.8 Table 9-21."""
 
