@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
+import time
 from collections import Counter
 from operator import attrgetter
 
@@ -23,6 +25,35 @@ HEADER_WITHIN_S = 10.0
 """Seconds in which a request's header must be there; seen to within as long again."""
 AT_ONCE, SPARE = 64, 8
 """Connections at the same time; with fewer than `SPARE` left, one on which nothing happens makes room."""
+
+
+LINES, LINES_WITHIN_S = 20, 60.0
+"""Lines of the log that requests which are none may cause, and in how many seconds."""
+
+
+class Sparing(logging.Filter):
+    """Counts what goes beyond `LINES`: a stranger who talks nonsense causes a line each time, and fills a disk."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+        self._since, self._written, self._more = float("-inf"), 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the line is written; the first after a pause tells how many were not."""
+        if record.levelno != logging.WARNING:  # what uvicorn says of a request; a fault of ours is told each time
+            return True
+        with self._lock:
+            if time.monotonic() - self._since >= LINES_WITHIN_S:
+                more, self._since, self._written, self._more = self._more, time.monotonic(), 0, 0
+                if more:
+                    record.msg = f"{record.msg} ({more} such lines before it were left out)"
+            self._written += 1
+            self._more += self._written > LINES
+            return self._written <= LINES
+
+
+_SPARING = Sparing()
 
 
 class Impatient(H11Protocol):
@@ -90,6 +121,7 @@ def serve(
     Raises `Permanent` when the address is taken or the token cannot be read.
     """
     app = make_app(db, settings, health, registry, stow)
+    logging.getLogger("uvicorn.error").addFilter(_SPARING)
     config = uvicorn.Config(
         app,
         http=Impatient,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import socket
 from contextlib import ExitStack
@@ -22,7 +23,7 @@ from node.store.spool import Spool
 from node.store.studies import Received
 from node.web.app import make_app
 from node.web.health import Health
-from node.web.server import serve
+from node.web.server import LINES, Sparing, serve
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>{{7*7}}'
@@ -340,6 +341,29 @@ def test_connections_on_which_nothing_happens_keep_nobody_outside(node: Node) ->
             for _ in range(60):
                 stack.enter_context(socket.create_connection(address, timeout=30))
             assert httpx.get(f"http://127.0.0.1:{server.port}/healthz", timeout=30).status_code == 200
+
+
+def test_nonsense_fills_no_log(node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("node.web.server._SPARING", Sparing())
+    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "filters", [])  # those of servers before
+    node.settings = node.settings.model_copy(update={"web": node.settings.web.model_copy(update={"port": 0})})
+    server = serve(node.db, node.settings, node.health)
+
+    def nonsense(times: int) -> list[str]:
+        caplog.clear()
+        for _ in range(times):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+                connection.sendall(b"PATIENT^NAME\r\n\r\n")
+                assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+        return [record.getMessage() for record in caplog.records]
+
+    try:
+        monkeypatch.setattr("node.web.server.LINES_WITHIN_S", 1e9)
+        assert nonsense(50) == ["Invalid HTTP request received."] * LINES
+        monkeypatch.setattr("node.web.server.LINES_WITHIN_S", 0.0)
+        assert nonsense(1) == [f"Invalid HTTP request received. ({50 - LINES} such lines before it were left out)"]
+    finally:
+        server.stop()
 
 
 def test_the_server_listens_and_stops(node: Node) -> None:
