@@ -109,6 +109,8 @@ def train(
         click.echo(note, err=True)
     if not _has_rows(out / "test.csv"):
         click.echo("No patient fell into the test part: nothing was measured.", err=True)
+        if as_json:
+            print_json({})
         return
     found = _evaluate(trained, out / "test.csv", out / "docs", settings)
     print_json(found) if as_json else _print_figures(found, out / "docs")

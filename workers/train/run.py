@@ -5,9 +5,13 @@ The bundle trained from stays as it is; the copy is a bundle of its own, with an
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +48,25 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
         raise BundleError(f"Bundle {bundle.title} has changed since it was looked up. It was not trained.")
     out = Path(request.out)
     _copy(bundle, out, request)
-    data = Path(request.data)
+    with _alone(out):
+        _train(request, bundle, lists, tell)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep a second training out of the same folder, as long as this process lives."""
+    with (out / LOG).open("a") as log:
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Permanent(f"Another training runs in {out}; wait for it, or name another --out.") from None
+        yield
+
+
+def _train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -> None:
+    out, data = Path(request.out), Path(request.data)
     _files(request, bundle, out)
+    _require_same(lists, out)
     opened = films.prepared(lists, data, out, bundle, tell)
     (out / _LIST).write_text(json.dumps(opened, indent=1) + "\n", encoding="utf-8")
     _write_manifests(lists, data, out, bundle)
@@ -63,6 +84,15 @@ def train(request: Request, bundle: Bundle, lists: datalist.Lists, tell: Tell) -
     (out / "docs" / "curves.png").write_bytes(curves(found))
     said = card(request, bundle, lists, found, chosen, _spent(request, found) + guarded)
     (out / "docs" / "README.md").write_text(said, encoding="utf-8")
+
+
+def _require_same(lists: datalist.Lists, out: Path) -> None:
+    """Refuse to go on with other lists: an image may have another label, and a test patient have been learned from."""
+    known, checkpoint = out / "lists.sha256", out / "checkpoint.pt"
+    digest = hashlib.sha256(json.dumps(lists, sort_keys=True).encode()).hexdigest()
+    if checkpoint.is_file() and known.is_file() and known.read_text() != digest:
+        raise BundleError(f"{checkpoint} was made with other data. Remove it, or name another --out.")
+    known.write_text(digest)
 
 
 def _write_manifests(lists: datalist.Lists, data: Path, out: Path, bundle: Bundle) -> None:
@@ -86,10 +116,17 @@ def run(request: Request, bundle: Bundle, out: Path, tell: Tell) -> None:
         try:
             workflow.run()
         except Exception as error:  # a bundle's training is its author's code
+            logging.exception("The training ends.")
+            if isinstance(ours := _root(error), Permanent):
+                raise ours from None
             told = f"The training of {bundle.title} failed: {first_cause(error)}. {out / LOG} says more."
-            logging.exception(told)
             raise Permanent(told) from error
         workflow.finalize()
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what was raised first: MONAI wraps it."""
+    return _root(error.__cause__) if error.__cause__ else error
 
 
 def _spent(request: Request, found: list[dict[str, Any]]) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from monai.handlers.checkpoint_saver import CheckpointSaver
 from monai.handlers.earlystop_handler import EarlyStopHandler
 from monai.utils.misc import set_determinism
 
-from node.errors import BundleError
+from node.errors import BundleError, Permanent
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -48,13 +49,18 @@ class Watch:
         self._tell({"total": total, "done": state.iteration, "image": f"epoch {state.epoch} of {state.max_epochs}"})
 
     def _validate(self, evaluator: Any) -> None:
-        self._validated = {name: float(value) for name, value in evaluator.state.metrics.items()}
+        found = {name: float(value) for name, value in evaluator.state.metrics.items()}
+        self._validated = {name: value for name, value in found.items() if math.isfinite(value)}
 
     def _keep(self, trainer: Any) -> None:
-        """Write curves and checkpoint, each whole or not at all."""
-        loss = sum(self._losses) / len(self._losses) if self._losses else math.nan
+        """Write curves and checkpoint, each whole or not at all; end what learns nothing any more."""
+        losses = [loss for loss in self._losses if math.isfinite(loss)]
+        if not losses:
+            told = f"The training ends: the loss of epoch {trainer.state.epoch} is no number. Lower the learning rate"
+            raise Permanent(f"{told} (--set), or look for images and labels that are not finite.")
         seconds = round(time.monotonic() - self._began, 1)
-        point = {"epoch": trainer.state.epoch, "loss": round(loss, 5), **self._validated, "seconds": seconds}
+        loss = round(sum(losses) / len(losses), 5)
+        point = {"epoch": trainer.state.epoch, "loss": loss, **self._validated, "seconds": seconds}
         self.curves.append(point)
         self._losses, self._validated, self._began = [], {}, time.monotonic()
         if torch.distributed.is_initialized() and torch.distributed.get_rank():
@@ -65,7 +71,7 @@ class Watch:
         state |= {"max_epochs": trainer.state.max_epochs, "curves": self.curves}
         state["early_stop"] = stop.state_dict() if (stop := self._early_stop()) else None
         state["saved"] = [[float(s.priority), s.filename] for s in self._saver()._saved]
-        _replace(self._checkpoint, lambda path: torch.save(state, path))
+        _replace(self._checkpoint, lambda path: path.write_bytes(_saved(state)))
 
     def _read(self, trainer: Any) -> dict[str, Any]:
         """Return the checkpoint, empty where there is none; refuse one of other data or another schedule."""
@@ -121,8 +127,20 @@ def _loss(output: Any) -> float:
     return float(first["loss"])
 
 
+def _saved(state: dict[str, Any]) -> memoryview:
+    """What torch saves; writing by itself, it has no words for a full disk."""
+    buffer = BytesIO()
+    torch.save(state, buffer)
+    return buffer.getbuffer()
+
+
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.part")
-    write(beside)
-    beside.replace(path)
+    try:
+        write(beside)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        told = f"{path} cannot be written: {error.strerror or error}. The training ends"
+        raise Permanent(f"{told}; the same command goes on from the last whole epoch.") from None
