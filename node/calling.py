@@ -151,6 +151,8 @@ def _no_association(assoc: Any, waited: float, opened: bool) -> Answer:
     if assoc.is_rejected and answer is not None:
         reason = (answer.result, answer.result_source, answer.diagnostic)
         return Answer("rejected", rejection=reason, note=str(answer.reason_str))
+    if assoc.accepted_contexts:  # it stood until a moment ago
+        return Answer("aborted", note="it ended the association at once")
     if answer is not None:  # accepted, but none of the contexts; pynetdicom aborts
         sop_classes = {cx.abstract_syntax for cx in assoc.rejected_contexts}
         return Answer("no_context", note="; ".join(sorted(refusals(assoc, sop) for sop in sop_classes)))

@@ -6,10 +6,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
+from pynetdicom import AE
 
 from node import calling
 from node.errors import NoRoom
@@ -36,6 +38,8 @@ from workers.send.cstore import Peer, Timeouts
 from workers.send.outbox import deliver
 
 QUICK = Timeouts(connect=20, acse=3, dimse=3, write=3)
+"""For a PACS that is not going to answer."""
+PATIENT = Timeouts(connect=60, acse=60, dimse=60, write=60)
 Step = Callable[[Line], object]
 STORED, ECHOED = 0x8001, 0x8030
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
@@ -51,12 +55,12 @@ def saying(*steps: bytes | Step) -> Talk:
     return talk
 
 
-def delivered(folder: Path, *steps: bytes | Step) -> dict[str, object]:
+def delivered(folder: Path, *steps: bytes | Step, timeouts: Timeouts = PATIENT) -> dict[str, object]:
     """Return the row of one delivery to a PACS that does this after an association request."""
     with RawPacs(saying(Line.read, *steps)) as pacs:
         node = make_node(folder, pacs.port)
         (delivery_id,) = file_study(node, "2.25.4713", ["SR"])
-        deliver(node.db, node.spool, node.settings, delivery_id, "worker", node.now, QUICK)
+        deliver(node.db, node.spool, node.settings, delivery_id, "worker", node.now, timeouts)
         row = deliveries.show(node.db, delivery_id)
         node.db.close()
         return row
@@ -76,7 +80,8 @@ def test_the_bytes_of_a_good_pacs_are_taken_for_stored(tmp_path: Path) -> None:
     ids=["of another service", "to another message", "without a status", "a release", "an abort"],
 )
 def test_what_is_no_answer_to_our_c_store_is_not_stored(tmp_path: Path, answer: bytes) -> None:
-    row = delivered(tmp_path, OPEN, Line.read_message, answer)
+    timeouts = QUICK if answer == RELEASE_RQ else PATIENT
+    row = delivered(tmp_path, OPEN, Line.read_message, answer, timeouts=timeouts)
     assert row["state"] == "PENDING"
     assert row["last_status"] in ("ABORTED", "TIMEOUT")
 
@@ -99,7 +104,7 @@ def test_a_pacs_that_is_there_and_opens_no_association_is_not_said_to_be_away(
 
 @pytest.mark.parametrize("contexts", [{}, {99: EXPLICIT}, {1: JPEG}], ids=["none", "another", "another syntax"])
 def test_an_association_without_a_context_of_ours_is_for_a_person(tmp_path: Path, contexts: dict[int, str]) -> None:
-    row = delivered(tmp_path, accepted(contexts))
+    row = delivered(tmp_path, accepted(contexts), Line.read, RELEASE_RP)
     assert (row["state"], row["last_status"]) == ("DEAD", "NO_CONTEXT")
 
 
@@ -111,18 +116,38 @@ def test_pdus_too_small_for_anything_are_no_fault_of_ours(tmp_path: Path, size: 
     assert state == "SENT" or f"it takes PDUs of {size} bytes" in str(row["reason"])
 
 
+class Late(AE):
+    """Our AE on a busy machine: whoever asked it for an association goes on when that has ended already."""
+
+    def associate(self, *arguments: Any, **options: Any) -> Any:
+        assoc = super().associate(*arguments, **options)
+        until(lambda: not assoc.is_established, 60, "the association has ended")
+        return assoc
+
+
+def test_an_association_that_ends_at_once_is_not_one_without_a_context(tmp_path: Path) -> None:
+    with RawPacs(saying(Line.read, OPEN, ABORT)) as pacs:
+        entity = Late("WETREAD")
+        entity.add_requested_context(SR, EXPLICIT)
+        opened = calling.associate(entity, Peer("127.0.0.1", pacs.port, "SIM_PACS", "WETREAD"), 3)
+        assert isinstance(opened, calling.Answer)
+        assert (opened.kind, opened.note) == ("aborted", "it ended the association at once")
+
+
 def test_an_association_that_ends_before_it_is_used_is_an_answer(tmp_path: Path) -> None:
     """It may always do so between two steps of ours; here it surely has."""
-    with RawPacs(saying(Line.read, accepted({1: EXPLICIT}), ABORT)) as pacs:
+    used = threading.Event()
+    with RawPacs(saying(Line.read, OPEN, lambda line: used.wait(60), ABORT)) as pacs:
         node = make_node(tmp_path, pacs.port)
         (delivery_id,) = file_study(node, "2.25.4713", ["SR"])
         path = node.spool.path(str(deliveries.show(node.db, delivery_id)["path"]))
         peer = Peer.of(node.settings.destination["pacs"], node.settings)
-        entity = calling.entity_for(peer, QUICK)
+        entity = calling.entity_for(peer, PATIENT)
         entity.add_requested_context(SR, EXPLICIT)
         opened = calling.associate(entity, peer, 3)
+        used.set()
         assert isinstance(opened, calling.Accepted)
-        until(lambda: not opened.assoc.is_established, 30, "the association has ended")
+        until(lambda: not opened.assoc.is_established, 60, "the association has ended")
         assert cstore._store(opened.assoc, path, UID(SR), UID(EXPLICIT)).kind == "aborted"
         node.db.close()
 
