@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import resource
 import tracemalloc
+import unicodedata
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from node import cli_child
 from node.errors import ConfigError
 from tests.unit.phantom import body, classifier, save, segmenter, stack
 from tests.unit.test_evaluate import films, run, run_here
-from workers.evaluate import images, manifest, metrics
+from workers.evaluate import images, manifest, metrics, plots
 from workers.evaluate.images import MaskError
+from workers.evaluate.manifest import Case
+from workers.evaluate.overlap import Overlap
+from workers.evaluate.scoring import Score
 
 __all__ = ["run", "run_here"]
 
@@ -144,3 +150,54 @@ def test_whoever_waits_hears_of_every_interval(tmp_path: Path, run_here: Any, mo
     monkeypatch.setattr(cli_child, "follow", listening)
     assert run_here("bright", "image,label,cohort\na.png,0,x\nb.png,1,y\n")[0] == 0
     assert heard.count("the intervals of Bright") == 3
+
+
+def test_a_name_is_the_same_however_its_letters_are_written(tmp_path: Path) -> None:
+    """A table from a Mac may have u and two dots where dicom.toml has one letter."""
+    bundle = classifier(tmp_path / "bright")
+    entry = bundle.dicom.finding[0].model_copy(update={"label": unicodedata.normalize("NFC", "Größe")})
+    bundle = bundle.model_copy(update={"dicom": bundle.dicom.model_copy(update={"finding": [entry]})})
+    (tmp_path / "a.png").touch()
+    label = unicodedata.normalize("NFD", "Größe")
+    assert label != entry.label
+    (tmp_path / "manifest.csv").write_text(f"image,label\na.png,{label}\n")
+    [case] = manifest.load(tmp_path / "manifest.csv", bundle)
+    assert case.truth == (True,)
+
+
+def test_a_table_of_a_windows_machine_is_told_how_to_save_it(tmp_path: Path) -> None:
+    (tmp_path / "manifest.csv").write_bytes("image,label\nBrüche.png,1\n".encode("cp1252"))
+    with pytest.raises(ConfigError, match='it is not UTF-8 text; save it as "CSV UTF-8"'):
+        manifest.load(tmp_path / "manifest.csv", classifier(tmp_path / "bright"))
+
+
+def test_a_flat_mask_is_turned_onto_its_image_or_refused(tmp_path: Path) -> None:
+    """Only volumes were looked at: the mirror image of a mask was compared as it lay."""
+    bundle = segmenter(tmp_path / "phantom", dimensions=2)
+    film, drawn = body()[3:4].astype(np.int16), (body()[3:4] > 500).astype(np.uint8)
+    mirror, shifted = np.diag([-1.0, 1.0, 1.0, 1.0]), np.eye(4)
+    mirror[0, 3] = film.shape[2] - 1
+    shifted[0, 3] = 3
+    for name, voxels, affine in (
+        ("film", film, np.eye(4)),
+        ("same", drawn, np.eye(4)),
+        ("mirror", drawn[..., ::-1], mirror),
+        ("shifted", drawn, shifted),
+    ):
+        nib.save(nib.Nifti1Image(voxels.transpose(2, 1, 0), affine), tmp_path / f"{name}.nii")
+    image = images.volume(tmp_path / "film.nii", 2)
+    for name in ("same", "mirror"):
+        assert np.array_equal(images.mask(tmp_path / f"{name}.nii", image, bundle), drawn), name
+    with pytest.raises(MaskError, match=r"shifted\.nii lies on another grid"):
+        images.mask(tmp_path / "shifted.nii", image, bundle)
+
+
+def test_many_cohorts_and_segments_are_a_picture(tmp_path: Path) -> None:
+    """A hundred organs in five cohorts were wider than a picture can be, which ended the evaluation."""
+    bundle = segmenter(tmp_path / "phantom")
+    fit = Overlap(0.9, 1.0, 1.0, 1.0)
+    scores = [
+        Score(Case(k, f"{k}", tmp_path, tmp_path, f"{k}", f"cohort {k}"), (), (fit, fit), "mL", True) for k in range(60)
+    ]
+    with Image.open(BytesIO(plots.segmentation(scores, bundle, [])["dice.png"])) as picture:
+        assert picture.width < 10_000

@@ -202,9 +202,9 @@ def mask(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.uint8]:
 
 
 def _aligned(path: Path, image: Volume, part: int | None = None) -> NDArray[Any]:
-    """Turn a NIfTI mask so that its axes run as those of the image; never resamples."""
+    """Turn a NIfTI mask so that its axes run as those of the image; never resamples. A film has no place in space."""
     voxels, affine = _voxels(path, part)
-    if len(image.pixels) > 1:
+    if len(image.pixels) > 1 or image.sources[0].sop_instance_uid.lower().endswith(NIFTI):
         nibabel: Any = orientations  # without types
         turn = nibabel.io_orientation(np.linalg.inv(image.affine_mm) @ affine)
         affine = affine @ nibabel.inv_ornt_aff(turn, voxels.shape)

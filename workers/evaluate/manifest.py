@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Mapping[str, str]]]:
     except OSError as error:
         raise ConfigError(path, None, f"it cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise ConfigError(path, None, "it is not UTF-8 text; expected comma-separated values") from None
+        raise ConfigError(path, None, 'it is not UTF-8 text; save it as "CSV UTF-8" with commas') from None
     except csv.Error as error:
         raise ConfigError(path, reader.line_num, f"it is no comma-separated table: {error}") from None
 
@@ -123,7 +124,7 @@ def _mask(path: Path, line: int, label: str) -> Path:
 def _findings(path: Path, line: int, label: str, bundle: Bundle) -> tuple[bool, ...]:
     """One finding: 0 or 1, or a word for it, or its name. Several: the names of those present, with `;` between."""
     entries = bundle.dicom.finding
-    said = label.casefold()
+    said = _folded(label)
     if said in _ABSENT:
         return (False,) * len(entries)
     if len(entries) == 1 and said in _PRESENT:
@@ -139,4 +140,9 @@ def _findings(path: Path, line: int, label: str, bundle: Bundle) -> tuple[bool, 
 
 
 def _names(entry: FindingEntry) -> set[str]:
-    return {entry.label.casefold(), entry.type.meaning.casefold(), entry.type.code.casefold()}
+    return {_folded(name) for name in (entry.label, entry.type.meaning, entry.type.code)}
+
+
+def _folded(name: str) -> str:
+    """A name whatever its case is and however its letters are composed: a table from a Mac may have u and two dots."""
+    return unicodedata.normalize("NFC", name).casefold()

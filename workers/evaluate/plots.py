@@ -29,6 +29,8 @@ _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#4
 """Told apart by people who see few colors (Okabe and Ito)."""
 _TRUTH, _PREDICTED = "#56b4e9", "#e69f00"
 _DPI = 110
+_WIDEST = 60
+"""In inches; matplotlib draws nothing of more than 65,535 pixels."""
 _COLUMNS = 4
 
 Draw = Callable[[Any, NDArray[np.bool_], NDArray[np.float64], str, str], None]
@@ -134,7 +136,8 @@ def _films(shown: Sequence[Score], output: int, bundle: Bundle) -> bytes:
 
 def _spread(scores: Sequence[Score], bundle: Bundle) -> bytes:
     cohorts = by_cohort(scores)
-    figure = Figure(figsize=(max(4.6, 1.3 * len(cohorts) * len(bundle.dicom.segment)), 4.2), layout="constrained")
+    width = min(max(4.6, 1.3 * len(cohorts) * len(bundle.dicom.segment)), _WIDEST)
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     axis = figure.subplots()
     names, values = [], []
     for cohort, rows in cohorts.items():
