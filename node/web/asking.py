@@ -16,8 +16,8 @@ from node.errors import Transient
 
 Answer = TypeVar("Answer")
 
-WITHIN_S = 5.0
-"""How long a page waits for an answer; Prometheus gives up after 10 s, unless told otherwise."""
+WITHIN_S = 4.0
+"""How long a page waits for an answer, of the database and then of the spool; Prometheus gives up after 10 s."""
 AT_ONCE = 8
 """Questions that may be open at the same time, those among them for whose answer nobody waits any more."""
 
