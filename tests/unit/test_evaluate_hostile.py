@@ -201,3 +201,41 @@ def test_many_cohorts_and_segments_are_a_picture(tmp_path: Path) -> None:
     ]
     with Image.open(BytesIO(plots.segmentation(scores, bundle, [])["dice.png"])) as picture:
         assert picture.width < 10_000
+
+
+@pytest.mark.parametrize("wrong", ["shifted.nii", "short.nii", "small.png"])
+def test_a_mask_on_another_grid_is_told_before_anything_is_read(
+    wrong: str, tmp_path: Path, run_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of a thousand masks ended the evaluation after the 999 images before it were read."""
+    flat = wrong.endswith(".png")
+    segmenter(tmp_path / "models" / "phantom", dimensions=2 if flat else 3)
+    drawn = (body() > 500).astype(np.uint8)
+    shifted = np.eye(4)
+    shifted[0, 3] = 3
+    for name, voxels, affine in (
+        ("a.nii", body().astype(np.int16), np.eye(4)),
+        ("b.nii", body().astype(np.int16), np.eye(4)),
+        ("mask.nii", drawn, np.eye(4)),
+        ("shifted.nii", drawn, shifted),
+        ("short.nii", drawn[:-1], np.eye(4)),
+    ):
+        nib.save(nib.Nifti1Image(voxels.transpose(2, 1, 0), affine), tmp_path / name)
+    for name, pixels in (("a.png", body()[4] // 4), ("b.png", body()[4] // 4), ("mask.png", drawn[4])):
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name)
+    Image.fromarray(drawn[4, :-2]).save(tmp_path / "small.png")
+    read: list[str] = []
+    monkeypatch.setattr("workers.evaluate.run.score", lambda case, *more: read.append(case.name))
+    kind = "png" if flat else "nii"
+    status, _, err = run_here("phantom", f"image,label\na.{kind},mask.{kind}\nb.{kind},{wrong}\n")
+    assert (status, f"manifest.csv:3: {wrong} " in err, read) == (2, True, []), err
+
+
+def test_a_mask_whose_axis_has_no_length_is_named(tmp_path: Path) -> None:
+    save(stack(body()), tmp_path / "in")
+    image = images.volume(tmp_path / "in", 3)
+    nifti = nib.Nifti1Image(np.zeros((16, 20, 12), np.uint8), None)
+    nifti.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code=1)
+    nib.save(nifti, tmp_path / "m.nii")
+    with pytest.raises(MaskError, match=r"m\.nii has an affine in which an axis has no length"):
+        images.mask(tmp_path / "m.nii", image, segmenter(tmp_path / "phantom"))

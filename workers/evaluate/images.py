@@ -6,8 +6,9 @@ What the node would decline is declined here with the same reason.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import nibabel as nib
 import numpy as np
@@ -25,6 +26,7 @@ from workers.load.geometry import film_affine
 from workers.load.inputs import load_for
 from workers.load.series import load
 
+nibabel: Any = orientations  # without types
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 PICTURES = (".png", ".jpg", ".jpeg")
 NIFTI = (".nii", ".nii.gz")
@@ -196,8 +198,7 @@ def mask(path: Path, image: Volume, bundle: Bundle) -> NDArray[np.uint8]:
     except Unsuitable as error:
         raise MaskError(str(error)) from None
     if labels.shape != image.pixels.shape:
-        told = " × ".join(map(str, labels.shape)), " × ".join(map(str, image.pixels.shape))
-        raise MaskError(f"{path.name} has {told[0]} voxels (slice × row × column), its image {told[1]}")
+        raise _of_another_size(path, labels.shape, image.pixels.shape)
     return _known(labels, path, bundle)
 
 
@@ -205,15 +206,51 @@ def _aligned(path: Path, image: Volume, part: int | None = None) -> NDArray[Any]
     """Turn a NIfTI mask so that its axes run as those of the image; never resamples. A film has no place in space."""
     voxels, affine = _voxels(path, part)
     if len(image.pixels) > 1 or image.sources[0].sop_instance_uid.lower().endswith(NIFTI):
-        nibabel: Any = orientations  # without types
-        turn = nibabel.io_orientation(np.linalg.inv(image.affine_mm) @ affine)
-        affine = affine @ nibabel.inv_ornt_aff(turn, voxels.shape)
+        turn = _turn(path, voxels.shape, affine, image.affine_mm)
         voxels = nibabel.apply_orientation(voxels, turn)
-        last = np.array([*voxels.shape, 2]) - 1
-        corners = np.linalg.inv(image.affine_mm) @ affine @ np.column_stack([[0, 0, 0, 1], last])
-        if np.abs(corners - np.column_stack([[0, 0, 0, 1], last])).max() > SAME_GRID:
-            raise MaskError(f"{path.name} lies on another grid than its image; masks are not resampled")
     return voxels.transpose(2, 1, 0)
+
+
+def _turn(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64], onto: NDArray[np.float64]) -> Any:
+    """Return how the mask of `shape` is turned so that its axes run as those of the image whose affine is `onto`."""
+    turn = nibabel.io_orientation(np.linalg.inv(onto) @ affine)
+    if np.isnan(turn).any():
+        raise MaskError(f"{path.name} has an affine in which an axis has no length; write that of its image")
+    turned = affine @ nibabel.inv_ornt_aff(turn, shape)
+    last = np.array([*(shape[int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3)), 2]) - 1
+    corners = np.linalg.inv(onto) @ turned @ np.column_stack([[0, 0, 0, 1], last])
+    if np.abs(corners - np.column_stack([[0, 0, 0, 1], last])).max() > SAME_GRID:
+        raise MaskError(f"{path.name} lies on another grid than its image; masks are not resampled")
+    return turn
+
+
+def look_at(mask: Path, image: Path) -> None:
+    """Raise `MaskError` where the headers say that `mask` lies on another grid; what they do not say is found later."""
+    try:
+        if all(path.name.lower().endswith(NIFTI) for path in (mask, image)):
+            _compare(mask, image)
+        elif all(path.name.lower().endswith(PICTURES) for path in (mask, image)):
+            with Image.open(mask, formats=("PNG",)) as drawn, Image.open(image, formats=("PNG", "JPEG")) as film:
+                if drawn.size != film.size:
+                    raise _of_another_size(mask, (1, *drawn.size[::-1]), (1, *film.size[::-1]))
+    except MaskError:
+        raise
+    except Exception:  # broken files raise many kinds, and are told of when they are read
+        return
+
+
+def _compare(mask: Path, image: Path) -> None:
+    drawn, film = (cast("Any", nib).load(path) for path in (mask, image))
+    shapes = [(*one.shape, 1, 1)[:3] for one in (drawn, film)]
+    turn = _turn(mask, shapes[0], np.asarray(drawn.affine), np.asarray(film.affine))
+    turned = [shapes[0][int(np.flatnonzero(turn[:, 0] == axis)[0])] for axis in range(3)]
+    if turned != list(shapes[1]):
+        raise _of_another_size(mask, turned[::-1], shapes[1][::-1])
+
+
+def _of_another_size(mask: Path, shape: Sequence[int], expected: Sequence[int]) -> MaskError:
+    told = " × ".join(map(str, shape)), " × ".join(map(str, expected))
+    return MaskError(f"{mask.name} has {told[0]} voxels (slice × row × column), its image {told[1]}")
 
 
 def _known(labels: NDArray[Any], path: Path, bundle: Bundle) -> NDArray[np.uint8]:

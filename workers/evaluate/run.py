@@ -15,8 +15,8 @@ from typing import Any
 
 from node import clock
 from node.bundles import Bundle
-from node.errors import Permanent, Unsuitable
-from workers.evaluate import metrics, plots, report, tables
+from node.errors import ConfigError, Permanent, Unsuitable
+from workers.evaluate import images, metrics, plots, report, tables
 from workers.evaluate.manifest import Case
 from workers.evaluate.overlap import Overlap
 from workers.evaluate.request import Request
@@ -37,11 +37,23 @@ def evaluate(request: Request, bundle: Bundle, cases: Sequence[Case], tell: Tell
     out = Path(request.out)
     _require_room(out)
     tell({"total": len(cases)})
+    _look_at_masks(request, cases, tell)
     network = Network(bundle, request.device, request.digest, request.runtime)
     scores, not_read = _scores(request, cases, network, bundle, tell)
     found = _figures(request, bundle, scores, not_read, lambda of: tell({"image": f"the intervals of {of}"}))
     pictures = _pictures(request, scores, network, bundle)
     _write(out, found, scores, bundle, pictures)
+
+
+def _look_at_masks(request: Request, cases: Sequence[Case], tell: Tell) -> None:
+    """Tell of a mask on another grid before hours of reading, as far as headers know it."""
+    for case in cases:
+        if isinstance(case.truth, Path):
+            tell({"image": case.name})
+            try:
+                images.look_at(case.truth, case.image)
+            except images.MaskError as error:
+                raise ConfigError(request.manifest, case.line, str(error)) from None
 
 
 def _require_room(out: Path) -> None:
