@@ -27,6 +27,7 @@ from node.accept.places import Desk
 from node.accept.precheck import Refused, StoreStatus, check_structure
 from node.accept.receive import Answer, Arrival, Door
 from node.audit import Audit, AuditEvent, Details, Outcome
+from node.commitment import read_report
 from node.crashpoints import reach
 from node.errors import NoRoom
 from node.log import describe
@@ -204,17 +205,13 @@ class Services:
     def _note(self, context: Context, request: Command, incoming: Incoming) -> int:
         if request.type_id not in _COMMITMENT_EVENT_TYPES:
             return NO_SUCH_EVENT_TYPE
-        report = _report(incoming, context.transfer_syntax)
-        transaction_uid = str(report.get("TransactionUID", ""))
-        if not transaction_uid:
+        report = read_report(_report(incoming, context.transfer_syntax))
+        if not report.transaction_uid:
             return INVALID_ARGUMENT_VALUE
-        stored = [str(item.ReferencedSOPInstanceUID) for item in report.get("ReferencedSOPSequence") or ()]
-        failures = report.get("FailedSOPSequence") or ()
-        failed = {str(i.ReferencedSOPInstanceUID): int(i.get("FailureReason", 0x0110)) for i in failures}
         reach("commit.before_note")
-        count = self._committed(transaction_uid, stored, failed, self.door.now())
+        count = self._committed(report.transaction_uid, report.stored, report.failed, self.door.now())
         reach("commit.after_note")
-        extra = {"action": "commitment_reported", "transaction_uid": transaction_uid, "count": count}
+        extra = {"action": "commitment_reported", "transaction_uid": report.transaction_uid, "count": count}
         logger.info("Storage Commitment was reported.", extra=extra)
         return SUCCESS
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 ROWS: tuple[tuple[str, ...], ...] = (
     ("node.errors", "node.clock", "node.uids", "node.codes"),
-    ("node.crashpoints",),
+    ("node.crashpoints", "node.commitment"),
     ("node.configfile", "node.configvalues", "node.states", "node.leash", "node.weights", "node.dicomconfig"),
     ("node.bundles", "node.study", "node.findings"),
     ("node.conditions",),

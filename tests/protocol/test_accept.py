@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -284,7 +284,7 @@ def commitment(transaction_uid: str, stored: list[str], failed: list[str] = []) 
 def test_a_commitment_report_on_an_association_of_the_pacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard, committed = [], deliveries.committed
 
-    def listen_in(db: Database, transaction_uid: str, stored: list[str], failed: dict[str, int], now: float) -> int:
+    def listen_in(db: Database, transaction_uid: str, stored: Sequence[str], failed: dict[str, int], now: float) -> int:
         heard.append((transaction_uid, stored, failed))
         return committed(db, transaction_uid, stored, failed, now)
 
@@ -300,9 +300,17 @@ def test_a_commitment_report_on_an_association_of_the_pacs(tmp_path: Path, monke
 
         assert report(commitment("1.2.77", ["1.2.3.4"]), 1) == 0x0000  # unknown to us, and no fault of the PACS
         assert report(commitment("1.2.78", ["1.2.3.4"], ["1.2.3.5"]), 2) == 0x0000
+        gaps = commitment("1.2.79", ["1.2.3.4"], ["1.2.3.5"])
+        del gaps.ReferencedSOPSequence[0].ReferencedSOPInstanceUID
+        gaps.FailedSOPSequence[0].FailureReason = None
+        assert report(gaps, 2) == 0x0000
         assert report(commitment("", ["1.2.3.4"]), 1) == 0x0115
         assert report(commitment("1.2.77", ["1.2.3.4"]), 9) == 0x0113
-    assert heard == [("1.2.77", ["1.2.3.4"], {}), ("1.2.78", ["1.2.3.4"], {"1.2.3.5": 0x0112})]
+    assert heard == [
+        ("1.2.77", ("1.2.3.4",), {}),
+        ("1.2.78", ("1.2.3.4",), {"1.2.3.5": 0x0112}),
+        ("1.2.79", ("",), {"1.2.3.5": 0x0110}),
+    ]
 
 
 def test_a_commitment_report_the_database_cannot_take_is_asked_for_again(

@@ -11,7 +11,6 @@ import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -24,6 +23,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from node import uids
+from node.commitment import read_report
 from node.crashpoints import reach
 from node.settings import Destination, Settings
 from node.store import deliveries
@@ -49,15 +49,6 @@ _REPORT_ANSWERED = bytes.fromhex("00000001020000000081")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Report:
-    """An N-EVENT-REPORT (PS3.4 Table J.3-2): what is committed, and what failed with its Failure Reason (0008,1197)."""
-
-    transaction_uid: str
-    stored: tuple[str, ...]
-    failed: dict[str, int]
-
-
 def tick(
     db: Database,
     settings: Settings,
@@ -80,17 +71,6 @@ def tick(
         return sum(each.ask() for each in rounds)
     with ThreadPoolExecutor(min(len(rounds), AT_ONCE), "commitment") as pool:  # a slow archive keeps no other waiting
         return sum(pool.map(_Round.ask, rounds))
-
-
-def read_report(information: Dataset) -> Report:
-    """Return the Event Information of an N-EVENT-REPORT as a `Report`."""
-    stored = information.get("ReferencedSOPSequence") or ()
-    failed = information.get("FailedSOPSequence") or ()
-    return Report(
-        str(information.TransactionUID),
-        tuple(str(item.get("ReferencedSOPInstanceUID", "")) for item in stored),
-        {str(i.get("ReferencedSOPInstanceUID", "")): int(i.get("FailureReason") or 0x0110) for i in failed},
-    )
 
 
 class _Round:
