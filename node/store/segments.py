@@ -149,7 +149,7 @@ def pieces(descriptor: int, path: Path) -> Iterator[Piece]:
 
     Raises `Permanent` for a file of a later version, which must not be taken for an empty one.
     """
-    position, end, seed = 0, os.fstat(descriptor).st_size, _seed(path)
+    position, end, seed, kind = 0, os.fstat(descriptor).st_size, _seed(path), b""
     while position + _frame.size <= end:
         frame = os.pread(descriptor, _frame.size, position)
         if len(frame) < _frame.size:
@@ -161,7 +161,8 @@ def pieces(descriptor: int, path: Path) -> Iterator[Piece]:
                     f"The ingest log {path} is of a later version of wetread; start that one, it lays it out."
                 )
             return
-        if checksum != zlib.crc32(frame[_CHECKED:], seed if magic == _MAGIC else 0):
+        kind = kind or magic
+        if magic != kind or checksum != zlib.crc32(frame[_CHECKED:], seed if magic == _MAGIC else 0):
             return
         start = position + _frame.size
         position = start + header + dataset

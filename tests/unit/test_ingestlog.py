@@ -257,18 +257,30 @@ def test_a_segment_whose_sync_failed_is_not_used_again(spool: Spool, monkeypatch
     assert log.close()
 
 
+def record_of_an_earlier_version(data: bytes) -> bytes:
+    lengths = (zlib.crc32(META), len(META), len(data), hashlib.sha256(data).digest())
+    rest = struct.pack("<LLQ32s", *lengths)
+    return b"WTR1" + struct.pack("<L", zlib.crc32(rest)) + rest + META + data
+
+
 def test_a_log_of_an_earlier_version_is_laid_out(spool: Spool) -> None:
     datasets = [os.urandom(size) for size in (10, 5_000)]
-    records = b""
-    for data in datasets:
-        lengths = (zlib.crc32(META), len(META), len(data), hashlib.sha256(data).digest())
-        rest = struct.pack("<LLQ32s", *lengths)
-        records += b"WTR1" + struct.pack("<L", zlib.crc32(rest)) + rest + META + data
     folder = spool.root / "log"
     folder.mkdir()
+    records = b"".join(map(record_of_an_earlier_version, datasets))
     (folder / "0123456789abcdef0123456789abcdef.log").write_bytes(records + bytes(1000))
     assert replay(spool) == 2
     assert kept(spool) == {hashlib.sha256(data).hexdigest() for data in datasets}
+
+
+def test_what_a_sender_drew_behind_the_last_record_is_no_record(spool: Spool) -> None:
+    """Anybody can reckon a checksum of the earlier version; ours begins with the name of the file, a random one."""
+    log = IngestLog(spool)
+    entry = append(log, os.urandom(10_000))
+    os.pwrite(entry.piece.descriptor, record_of_an_earlier_version(b"drawn"), entry.segment.end)
+    abandon(log)
+    assert replay(spool) == 1
+    assert kept(spool) == {entry.stored.sha256}
 
 
 def test_a_log_of_a_later_version_is_refused_and_left_as_it_is(spool: Spool) -> None:
