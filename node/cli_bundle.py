@@ -31,8 +31,7 @@ def models_check(names: tuple[str, ...], no_run: bool, config: Path | None, as_j
     from node import bundles
 
     settings = load_settings(config)
-    folders = (settings.worker.models,) if settings.worker.models else ()
-    rows = [_check(name, settings, no_run) for name in names or bundles.names(*folders)]
+    rows = [_check(name, settings, no_run) for name in names or bundles.names(*settings.worker.folders)]
     if as_json:
         print_json(rows)
     for row in () if as_json else rows:
@@ -63,7 +62,7 @@ def find(name: str, settings: Settings) -> Bundle:
 
     if (Path(name) / "configs").is_dir():
         return bundles.load(Path(name).resolve())
-    return bundles.find(name, *((settings.worker.models,) if settings.worker.models else ()))
+    return bundles.find(name, *settings.worker.folders)
 
 
 def check_bundle(bundle: Bundle) -> str:

@@ -28,7 +28,7 @@ def explain(folder: Path, config: Path | None, as_json: bool) -> None:
     from node.study import scan
 
     settings, routes = load_all(config)
-    found = {bundle.name: bundle for bundle in bundles.available(*_folders(settings))}
+    found = {bundle.name: bundle for bundle in bundles.available(*settings.worker.folders)}
     studies, left_out = scan(folder)
     rows = [
         {
@@ -76,9 +76,9 @@ def models_list(config: Path | None, as_json: bool) -> None:
     from node import bundles
 
     settings = load_settings(config)
-    found = bundles.available(*_folders(settings))
+    found = bundles.available(*settings.worker.folders)
     rows = [_bundle_row(bundle, settings) for bundle in found]
-    for name in sorted(set(bundles.names(*_folders(settings))) - {bundle.name for bundle in found}):
+    for name in sorted(set(bundles.names(*settings.worker.folders)) - {bundle.name for bundle in found}):
         click.echo(f"left out: {name}, which does not load; `wetread models check {name}` says why", err=True)
     print_json(rows) if as_json else print_rows(
         rows, ("name", "version", "kind", "trust", "reads", "says"), "There are no models."
@@ -94,7 +94,7 @@ def models_show(name: str, config: Path | None, as_json: bool) -> None:
     from node import bundles, cards
 
     settings = load_settings(config)
-    bundle = bundles.find(name, *_folders(settings))
+    bundle = bundles.find(name, *settings.worker.folders)
     item = {
         **_bundle_row(bundle, settings),
         "folder": str(bundle.folder),
@@ -136,10 +136,6 @@ def _condition(value: Any) -> str:
     if isinstance(value, Mapping):
         return " ".join(f"{key} {_condition(part)}" for key, part in value.items())
     return "|".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _folders(settings: Any) -> tuple[Path, ...]:
-    return (settings.worker.models,) if settings.worker.models else ()
 
 
 @click.group()

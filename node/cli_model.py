@@ -103,9 +103,8 @@ def train(
     )
     _follow("workers.train", "training", request.to_json(), None)
     trained = bundles.load(out)
-    for note in (
-        _load(out / "docs" / "calibration.json")["notes"] if (out / "docs" / "calibration.json").is_file() else ()
-    ):
+    calibration = out / "docs" / "calibration.json"
+    for note in _load(calibration)["notes"] if calibration.is_file() else ():
         click.echo(note, err=True)
     if not _has_rows(out / "test.csv"):
         click.echo("No patient fell into the test part: nothing was measured.", err=True)

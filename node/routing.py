@@ -61,8 +61,7 @@ class Routing:
         return moved
 
     def _found(self) -> dict[str, Bundle]:
-        models = self._settings.worker.models
-        return {bundle.name: bundle for bundle in bundles.available(*([models] if models else []))}
+        return {bundle.name: bundle for bundle in bundles.available(*self._settings.worker.folders)}
 
     def _tell(self, found: dict[str, Bundle]) -> frozenset[str]:
         """Show in `/readyz` which bundles are not there, and return their names."""

@@ -151,6 +151,11 @@ class WorkerSettings(_Section):
     job_timeout: Annotated[Duration, Field(gt=0)] = 900.0
     max_attempts: int = Field(default=3, ge=1, le=20, strict=True)
 
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where Model Bundles are looked for before those that are shipped."""
+        return (self.models,) if self.models else ()
+
 
 class WebSettings(_Section):
     """`[web]`: the status pages; other than loopback needs a token file."""
@@ -237,8 +242,7 @@ def load_routes(path: Path, settings: Settings, known: Collection[str] = ()) -> 
     condition possible. Raises `ConfigError`."""
     routes, lines = read_model(path, Routes)
     _refuse_duplicates(path, "route", [route.name for route in routes.route], lines)
-    folders = (settings.worker.models,) if settings.worker.models else ()
-    models = sorted({*bundles.names(*folders), *known})
+    models = sorted({*bundles.names(*settings.worker.folders), *known})
     for index, route in enumerate(routes.route):
         _refuse_unknown(path, ("route", index, "models"), route, models, lines)
         _refuse_unknown(path, ("route", index, "send_to"), route, list(settings.destination), lines)

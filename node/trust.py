@@ -82,8 +82,7 @@ def require(bundle: Bundle, settings: Settings) -> Bundle:
 
 def find(name: str, settings: Settings) -> Bundle:
     """Return the trusted bundle called `name`, the admin's own before the shipped one; raises `BundleError`."""
-    folders = (settings.worker.models,) if settings.worker.models else ()
-    return require(bundles.find(name, *folders), settings)
+    return require(bundles.find(name, *settings.worker.folders), settings)
 
 
 def pin(found: Iterable[Bundle], file: Path) -> None:

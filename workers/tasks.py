@@ -143,8 +143,7 @@ def _highest_series_number(desk: Desk, rows: Sequence[InstanceRow]) -> int | Non
 
 def _bundle(desk: Desk, claimed: Claimed) -> Bundle:
     """Return the very bundle that the job was made for; another digest is another model."""
-    folders = [desk.settings.worker.models] if desk.settings.worker.models else []
-    bundle = bundles.find(claimed.bundle, *folders)
+    bundle = bundles.find(claimed.bundle, *desk.settings.worker.folders)
     if bundle.digest != claimed.bundle_digest:
         raise BundleError(
             f"Job {claimed.id} was made for {claimed.bundle} {claimed.bundle_version} with digest "

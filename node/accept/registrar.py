@@ -61,7 +61,7 @@ class Registrar:
         self._stopping = threading.Event()
         self._ended = False
         self._gather_s = GATHER_S
-        self._waiting, self._lock = 0, threading.Lock()
+        self._waiting = 0
         self._thread = threading.Thread(target=self._run, name="registrar", daemon=True)
         self._thread.start()
 
@@ -72,8 +72,6 @@ class Registrar:
 
     def put(self, received: Received, lay_out: Callable[[], None] | None = None) -> None:
         """Hand over one instance that is durable; `lay_out` where its file is not in the spool yet."""
-        with self._lock:
-            self._waiting += 1
         self._add(_Waiting(received, lay_out))
 
     def release(self, release: Release) -> None:
@@ -92,7 +90,7 @@ class Registrar:
             taken = self._take()
             batch = [item for item in taken if isinstance(item, _Waiting)]
             self._register_batch([waiting.received for waiting in batch if self._lay_out(waiting)])
-            with self._lock:
+            with self._changed:
                 self._waiting -= len(batch)
             for item in taken:
                 if isinstance(item, Release):
@@ -145,6 +143,7 @@ class Registrar:
     def _add(self, item: _Waiting | Release | None) -> None:
         with self._changed:
             self._queue.append(item)
+            self._waiting += isinstance(item, _Waiting)
             self._urgent += not isinstance(item, _Waiting)
             if len(self._queue) == 1 or self._is_due():
                 self._changed.notify()

@@ -38,9 +38,7 @@ LONGEST_S = 10.0
 """How long a segment takes records; then its files are synced, however little it holds."""
 AT_ONCE, PAUSE_S = 3, 3.0
 """Segments whose files are synced together; fewer when no segment was filled for so long. A sync of all files takes the
-disk from those that wait for theirs, so a burst of 192 MB goes by without one."""
-SPARE = AT_ONCE
-"""Empty segments that are kept to be used again."""
+disk from those that wait for theirs, so a burst of 192 MB goes by without one. As many are kept to be used again."""
 _LOOK_S = 0.5
 _REPLAYED_AT_ONCE = 32
 """Log files that are open together while they are laid out again."""
@@ -205,7 +203,7 @@ class IngestLog:
             self._use_again(segment)
 
     def _use_again(self, segment: Segment) -> None:
-        if segment.is_broken or self._stopping.is_set() or len(self._spare) >= SPARE:
+        if segment.is_broken or self._stopping.is_set() or len(self._spare) >= AT_ONCE:
             segment.remove()
             return
         try:

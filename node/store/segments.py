@@ -5,8 +5,8 @@ spool. Records lie one behind the other, from page to page, from the start of a 
 and no new length; what is torn at the end was never acknowledged.
 
 A file is used again under a new name when all its records have their places: a sync of blocks that were written before
-needs nothing of the file system's journal, and takes two thirds of the time. What an earlier use left behind the last
-record is no record, because the checksum of each begins with the file's name.
+needs nothing of the file system's journal, and takes two thirds to four fifths of the time. What an earlier use left
+behind the last record is no record, because the checksum of each begins with the file's name.
 """
 
 from __future__ import annotations

@@ -187,12 +187,20 @@ def test_a_server_without_a_free_connection_is_waited_for(tmp_path: Path, cluste
             assert process.returncode == 0
 
 
+@contextmanager
+def administered(url: str) -> Iterator[sa.Connection]:
+    """Yield a connection on which each statement is a transaction of its own."""
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
+
+
 def test_a_limit_of_connections_for_our_user_is_waited_for(cluster: Cluster) -> None:
     cluster.stop()
     cluster.start()
     url = cluster.make()
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
+    with administered(url) as connection:
         connection.exec_driver_sql("DROP ROLE IF EXISTS narrow")
         connection.exec_driver_sql("CREATE ROLE narrow LOGIN CONNECTION LIMIT 0")
         connection.exec_driver_sql("GRANT CREATE ON SCHEMA public TO narrow")
@@ -202,7 +210,6 @@ def test_a_limit_of_connections_for_our_user_is_waited_for(cluster: Cluster) -> 
         connection.exec_driver_sql("ALTER ROLE narrow CONNECTION LIMIT -1")
         db.open()
         db.close()
-    admin.dispose()
 
 
 def test_a_signal_ends_a_node_that_waits_for_the_database(tmp_path: Path, cluster: Cluster) -> None:
@@ -239,11 +246,9 @@ def test_a_server_that_does_not_take_us_is_not_waited_for(cluster: Cluster, user
     hba.write_text("local all secret scram-sha-256\nlocal all all trust\n")
     cluster.start()
     url = cluster.make()
-    admin = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
+    with administered(url) as connection:
         connection.exec_driver_sql("DROP ROLE IF EXISTS secret")
         connection.exec_driver_sql("CREATE ROLE secret LOGIN PASSWORD 'right'")
-    admin.dispose()
     with pytest.raises(Permanent, match=words) as error:
         Database(url.replace("wetread@", f"{user}@"))
     assert "wrong" not in str(error.value)

@@ -23,13 +23,14 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from node import uids
+from node.calling import LOST
 from node.commitment import read_report
 from node.crashpoints import reach
 from node.settings import Destination, Settings
 from node.store import deliveries
 from node.store.db import Database
 from node.store.deliveries import MAX_COMMIT_ATTEMPTS, ToCommit
-from workers.send.cstore import LOST, Answer, Kind, Peer, Timeouts, associate, entity_for, release
+from workers.send.cstore import Answer, Kind, Peer, Timeouts, associate, entity_for, release
 from workers.send.verdicts import Verdict, judge, rest
 
 REPORT_WITHIN_S = 86400.0

@@ -15,7 +15,7 @@ from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID, ImplicitVRLittleEndian
 from pynetdicom.dimse_primitives import C_STORE
 
-from node.calling import LOST as LOST
+from node.calling import LOST, refusals
 from node.calling import Accepted as Accepted
 from node.calling import Answer as Answer
 from node.calling import Kind as Kind
@@ -23,7 +23,6 @@ from node.calling import Peer as Peer
 from node.calling import Timeouts as Timeouts
 from node.calling import associate as associate
 from node.calling import entity_for as entity_for
-from node.calling import refusals
 from node.calling import release as release
 
 _MESSAGE_ID = 1

@@ -8,7 +8,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind  # type: ignore[attr-defined]
 
-from workers.send.cstore import LOST, Answer, Peer, Timeouts, associate, entity_for, release
+from node.calling import LOST
+from workers.send.cstore import Answer, Peer, Timeouts, associate, entity_for, release
 
 _PENDING = (0xFF00, 0xFF01)
 _MOST_MATCHES = 10_000
