@@ -125,6 +125,7 @@ def test_a_finding_of_a_volume_has_its_saliency_and_a_film_has_no_map(tmp_path: 
     [
         [zoo.SIGMOID, zoo.INVERT, {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: (x[[0]] > 0.5).float()"}],
         [
+            zoo.INVERT,
             {"_target_": "AsDiscreted", "keys": "pred", "argmax": True},
             {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: torch.where(x > 0, 2, 0)"},
         ],

@@ -17,6 +17,7 @@ from node.bundles import load as load_bundle
 from node.clock import to_datetime
 from node.errors import Permanent
 from node.findings import Segmentation, Volume
+from tests.unit import zoo
 from tests.unit.phantom import ORIENTATIONS, body, film, save, segmenter, stack
 from workers.load.series import load
 from workers.predict.network import Network
@@ -66,6 +67,47 @@ def test_labels_that_were_interpolated_are_no_labels(tmp_path: Path) -> None:
     volumes = load(save(stack(body()), tmp_path / "in"), 3)
     with pytest.raises(Permanent, match=r"where labels are whole numbers\..* after argmax nearest_interp = true"):
         segment(bundle, volumes)
+
+
+ARGMAX = {"_target_": "AsDiscreted", "keys": "pred", "argmax": True}
+BACK = "$lambda case: monai.transforms.Invertd('pred', @preprocessing, 'image', nearest_interp=False)(case)"
+TURNED = {"_target_": "Orientationd", "keys": "image", "axcodes": "RAS"}
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [TURNED, {"_target_": "Flipd", "keys": "image", "spatial_axis": 0}, {**TURNED, "axcodes": "ALS"}],
+    ids=["turned", "mirrored", "axes of one length exchanged"],
+)
+def test_a_bundle_that_does_not_bring_its_labels_back_says_nothing(moved: dict[str, str], tmp_path: Path) -> None:
+    config = {
+        "preprocessing": zoo.steps(zoo.LOAD, zoo.FIRST, moved),
+        "postprocessing": zoo.steps(ARGMAX, {**zoo.SAVE, "resample": True}),  # MONAI's own would turn them
+    }
+    volumes = load(save(stack(body(12, 20, 20)), tmp_path / "in"), 3)
+    with pytest.raises(
+        Permanent, match=r"it could be mirrored\. Nothing was reported\. Its postprocessing must have an"
+    ):
+        segment(segmenter(tmp_path / "phantom", **config), volumes)
+
+
+def test_a_mirrored_film_is_not_reported_either(tmp_path: Path) -> None:
+    mirrored = {"_target_": "Flipd", "keys": "image", "spatial_axis": 0}
+    config = {"preprocessing": zoo.steps(zoo.LOAD, zoo.FIRST, mirrored), "postprocessing": zoo.steps(ARGMAX)}
+    volumes = load(save([film(body()[4])], tmp_path / "in"), 2)
+    with pytest.raises(Permanent, match="it could be mirrored"):
+        segment(segmenter(tmp_path / "phantom", dimensions=2, **config), volumes)
+
+
+@pytest.mark.parametrize(("axcodes", "steps"), [("LPS", [ARGMAX]), ("RAS", [BACK, ARGMAX])], ids=["unmoved", "own way"])
+def test_labels_may_come_back_another_way_or_never_have_left(axcodes: str, steps: list[object], tmp_path: Path) -> None:
+    config = {
+        "imports": ["$import monai"],
+        "preprocessing": zoo.steps(zoo.LOAD, zoo.FIRST, {**TURNED, "axcodes": axcodes}),
+        "postprocessing": {"_target_": "Compose", "transforms": steps},
+    }
+    [found] = segment(segmenter(tmp_path / "phantom", **config), load(save(stack(body()), tmp_path / "in"), 3))
+    assert np.array_equal(found.labels, MASK)
 
 
 def test_a_film_is_segmented_on_its_own_grid(tmp_path: Path) -> None:

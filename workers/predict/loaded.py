@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
+from monai.data.utils import to_affine_nd
 from monai.transforms.compose import Compose
 from monai.transforms.transform import MapTransform
 from monai.transforms.utility.array import EnsureChannelFirst
@@ -23,6 +24,8 @@ from node.findings import Volume
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _READERS = ("LoadImage", "LoadImaged", "LoadImageD", "LoadImageDict")
 _WRITERS = ("SaveImage", "SaveImaged", "SaveImageD", "SaveImageDict")
+HALF_A_VOXEL = 0.5
+"""How far a grid may lie from another, in voxels, before its labels belong to other voxels."""
 IMAGE = "image"
 """The key that MONAI Bundles give their input, where they do not say otherwise."""
 
@@ -87,6 +90,15 @@ def affine_ras_mm(volume: Volume) -> NDArray[np.float64]:
     if len(volume.sources) == 1:
         return np.diag([*np.linalg.norm(volume.affine_mm[:3, :2], axis=0), 1.0, 1.0])
     return np.asarray(_LPS_TO_RAS @ volume.affine_mm)
+
+
+def is_on_grid(affine: Any, volume: Volume) -> bool:
+    """Say whether an image with this affine, of the shape of `volume`, has its voxels where `volume` has them."""
+    slices, rows, columns = volume.pixels.shape
+    ends = np.array([[i, j, k, 1.0] for i in (0, columns - 1) for j in (0, rows - 1) for k in (0, slices - 1)]).T
+    theirs = np.asarray(to_affine_nd(3, affine), np.float64)
+    apart = np.linalg.solve(affine_ras_mm(volume), theirs @ ends) - ends
+    return bool(np.abs(apart).max() <= HALF_A_VOXEL)
 
 
 def in_memory(steps: Any) -> Any:

@@ -56,7 +56,7 @@ class Network:
                 f"Bundle {bundle.title} has changed: its digest is {bundle.digest[:12]}, the job was made for "
                 f"{digest[:12]}. It was not run. Route the study again, or restore the bundle."
             )
-        self._title = bundle.title
+        self._title, self._is_mask = bundle.title, bundle.dicom.kind == "segmentation"
         self._device = devices.choose(device)
         self._scripts = Scripts(bundle.folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -93,8 +93,11 @@ class Network:
             if self._kept is not None:
                 self._kept[volume.sources] = dict(case), answer[0].as_subclass(torch.Tensor).cpu()
             case["pred"] = answer[0]
+            seen = case[self._image_key(case)].affine
             answer = self._after(case)["pred"]
             self.shapes["answer"] = tuple(answer.shape)
+            if self._is_mask:
+                self._require_way_back(seen, answer, volume)
         return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
 
     def detect(self, volume: Volume, how: BoxEntry) -> Found:
@@ -223,6 +226,23 @@ class Network:
                 "several series needs a [[channel]] for each."
             )
         return f"{self._title} failed on an input of {volume.pixels.shape}: {first_cause(error)}"
+
+    def _require_way_back(self, seen: Any, answer: Any, volume: Volume) -> None:
+        """Where the preprocessing moved voxels, the postprocessing must move them back: the shape alone tells no side.
+
+        `seen`: the affine of the network's input. MONAI's SaveImaged would turn what lacks an Invertd; it is left out.
+        """
+        if loaded.is_on_grid(seen, volume):
+            return
+        if any(isinstance(step, Invertd | LabelsBackd) for step in loaded.steps(self._after)):
+            return
+        has_place = isinstance(answer, MetaTensor) and not np.allclose(answer.affine, np.eye(len(answer.affine)))
+        if not has_place or not loaded.is_on_grid(answer.affine, volume):
+            raise Permanent(
+                f"{self._title} turns, crops or resamples images before its network, and does not bring the answer "
+                "back: it could be mirrored. Nothing was reported. Its postprocessing must have an Invertd with "
+                "`transform` its preprocessing; what SaveImaged does on the way to a file is not done here."
+            )
 
     def _require_finite(self, answer: Any) -> MetaTensor:
         """Before argmax or a threshold can hide it: a network that computes NaN has no answer."""
