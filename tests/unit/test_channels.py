@@ -15,14 +15,14 @@ from node import cli, trust
 from node.bundles import Bundle
 from node.clock import to_datetime
 from node.errors import Unsuitable
-from node.findings import Volume
+from node.findings import Source, Volume
 from node.route.selection import Choice, select
 from node.settings import Route
 from node.study import scan
 from tests import readings
 from tests.unit import zoo
 from tests.unit.phantom import body, save, stack
-from workers.load.inputs import load_for
+from workers.load.inputs import _resampled, load_for
 from workers.predict.network import Network
 from workers.predict.reading import read
 from workers.report import evidence, gate
@@ -63,9 +63,10 @@ def series(description: str, pixels: np.ndarray, **how: Any) -> list[Dataset]:
 
 def brain(tmp_path: Path, **of_flair: Any) -> Path:
     """Four series of one body, each a fourth of it, and another T1 that is thinner; FLAIR as `of_flair` says."""
-    quarter = (body() // 4).astype(np.uint16)
+    quarter, of_others = (body() // 4).astype(np.uint16), of_flair.pop("of_others", {})
     for name in ("T1_post", "T1_pre", "T2_reg"):
-        save(series(name, quarter, SeriesNumber=NAMES.index("T2") + len(name)), tmp_path / "in" / name)
+        more = {"SeriesNumber": NAMES.index("T2") + len(name)} | of_others
+        save(series(name, quarter, **more), tmp_path / "in" / name)
     pixels = of_flair.pop("pixels", quarter)
     save(series("FLAIR_reg", pixels, **of_flair), tmp_path / "in" / "FLAIR")
     mask = series("T1 mask", quarter, ImageType=["DERIVED", "SECONDARY"], SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
@@ -130,6 +131,37 @@ def test_another_grid_is_brought_onto_the_first(tmp_path: Path, bundle: Bundle) 
     inside = found.channels[0][:, 2:-2, 2:-2], found.channels[3][:, 2:-2, 2:-2]
     assert found.channels[3].shape == found.pixels.shape
     assert np.corrcoef(inside[0].ravel(), inside[1].ravel())[0, 1] > 0.9
+
+
+def grid(shape: tuple[int, int, int], spacing: tuple[float, float, float], first: tuple[float, float, float]) -> Volume:
+    """A volume whose values are a plane in the patient, so that any grid shows the same at the same place."""
+    affine = np.diag([*spacing[::-1], 1.0])
+    affine[:3, 3] = first
+    k, j, i = np.indices(shape)
+    places = np.stack([i, j, k, np.ones(shape)], axis=-1) @ affine.T
+    pixels = (places @ [1.0, 2.0, 3.0, 1000.0]).astype(np.float32)
+    return Volume(pixels, affine, tuple(Source(str(n)) for n in range(len(pixels))), spacing, "MR", is_projection=False)
+
+
+@pytest.mark.parametrize("first", [(-87.3, -120.1, 33.7), (10.1, 20.7, -911.3), (0.1, 0.3, -0.7)])
+def test_a_finer_channel_of_the_same_extent_reaches_to_the_last_slice(first: tuple[float, float, float]) -> None:
+    coarse, fine = grid((6, 10, 8), (1.1, 0.9375, 0.7), first), grid((11, 19, 15), (0.55, 0.46875, 0.35), first)
+    assert np.abs(_resampled(fine, coarse, "T1") - coarse.pixels).max() < 0.01
+
+
+def test_a_channel_of_thick_slices_fills_its_first_and_last_one() -> None:
+    thin, thick = (
+        grid((12, 10, 8), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0)),
+        grid((6, 10, 8), (2.0, 1.0, 1.0), (0.0, 0.0, 0.5)),
+    )
+    apart = np.abs(_resampled(thick, thin, "FLAIR") - thin.pixels)
+    assert apart[1:-1].max() < 0.01
+    assert apart.max() < 1.51  # half a millimeter past the last middle, still within the slice
+
+
+def test_channels_of_two_patients_are_not_suitable(tmp_path: Path, bundle: Bundle) -> None:
+    with pytest.raises(Unsuitable, match=r"channel T1c and channel FLAIR are of different patients: Patient ID"):
+        volume(tmp_path, bundle, PatientID="2", of_others={"PatientID": "1"})
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pydicom
@@ -88,6 +89,41 @@ def test_one_uid_with_two_pictures_is_refused(tmp_path: Path) -> None:
     other.SOPInstanceUID = one.SOPInstanceUID
     with pytest.raises(Unsuitable, match=f"instance {one.SOPInstanceUID} was sent twice with different pixels"):
         load(save([one, other], tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("of_one", "of_other", "told"),
+    [
+        ({"PatientID": "4711"}, {"PatientID": "4712"}, r"Patient ID \(0010,0020\) differs"),
+        ({"PatientName": "DOE^JANE"}, {"PatientName": "ROE^JANE"}, "Patient's Name"),
+        (
+            {"PatientID": "1", "PatientBirthDate": "19600101"},
+            {"PatientID": "1", "PatientBirthDate": "19610101"},
+            "Birth",
+        ),
+    ],
+)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_images_of_two_patients_are_not_read_as_one(
+    dimensions: Literal[2, 3], of_one: dict[str, str], of_other: dict[str, str], told: str, tmp_path: Path
+) -> None:
+    datasets = [*stack(body(), **of_one)[:6], *stack(body(), **of_other)[6:]]
+    with pytest.raises(Unsuitable, match=rf"are of different patients: .*{told}") as caught:
+        load(save(datasets, tmp_path), dimensions)
+    assert not any(value in str(caught.value) for value in (*of_one.values(), *of_other.values()) if len(value) > 1)
+
+
+def test_the_spelling_of_a_name_makes_no_other_patient(tmp_path: Path) -> None:
+    names = ["DOE^JANE", "Doe^Jane^^^", "DOE ^JANE=", ""]
+    datasets = [
+        ds for k, name in enumerate(names) for ds in stack(body(), PatientName=name, PatientID="7")[3 * k : 3 * k + 3]
+    ]
+    for ds in datasets[:5]:
+        ds.PatientBirthDate = ""
+    for ds in datasets[5:]:
+        ds.PatientBirthDate = "19600101"
+    [volume] = load(save(datasets, tmp_path), 3)
+    assert np.array_equal(volume.pixels, body())
 
 
 def test_two_b_values_in_one_series_are_refused(tmp_path: Path) -> None:

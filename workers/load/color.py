@@ -17,6 +17,7 @@ from pydicom.pixels.utils import pixel_array
 
 from node.errors import Unsuitable
 from node.findings import Volume
+from workers.load import patients
 from workers.load.geometry import film_affine
 from workers.load.header import integer, text
 from workers.load.pixels import GREY, MAX_DECODED_BYTES
@@ -36,6 +37,7 @@ def load_color(paths: Sequence[Path]) -> list[Volume]:
         warnings.simplefilter("ignore")  # what pydicom finds odd in foreign values is judged here
         images = sorted((open_image(Path(path)) for path in paths), key=lambda image: image.order)
         kept = {image.order[1]: image for image in reversed(images)}
+        patients.require_one((image.name, image.ds) for image in images)
         found = [volume for image in reversed(kept.values()) for volume in _volumes(image)]
     if not found:
         raise Unsuitable("it has no instances")

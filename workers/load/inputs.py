@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom import Dataset
 from scipy.ndimage import affine_transform
 
 from node.dicomconfig import DicomConfig
 from node.errors import Unsuitable
 from node.findings import Volume
+from workers.load import patients
 from workers.load.color import load_color
 from workers.load.header import text
 from workers.load.series import MAX_VOLUME_BYTES, load
@@ -45,14 +47,16 @@ def load_for(paths: Sequence[Path], dicom: DicomConfig) -> list[Volume]:
 def together(paths: Sequence[Path], names: Sequence[str]) -> Volume:
     """Return several series, in the order of their first files, as the channels `names` on the grid of the first."""
     series: dict[str, list[Path]] = {}
-    frames: dict[str, str] = {}
+    first_of: dict[str, Dataset] = {}
     for path in paths:
-        uid, frame = _belongs(path)
+        ds = _belongs(path)
+        uid = text(ds, "SeriesInstanceUID")
         series.setdefault(uid, []).append(path)
-        frames.setdefault(uid, frame)
+        first_of.setdefault(uid, ds)
     if len(series) != len(names):
         raise Unsuitable(f"{len(series)} series were given for the {len(names)} channels {', '.join(names)}")
-    _require_one_frame(list(frames.values()), names)
+    patients.require_one((f"channel {name}", ds) for name, ds in zip(names, first_of.values(), strict=True))
+    _require_one_frame([text(ds, "FrameOfReferenceUID") for ds in first_of.values()], names)
     volumes = [_channel(files, name) for files, name in zip(series.values(), names, strict=True)]
     if sum(volume.pixels.nbytes for volume in volumes) > MAX_VOLUME_BYTES:
         allowed = MAX_VOLUME_BYTES >> 30
@@ -67,14 +71,13 @@ def together(paths: Sequence[Path], names: Sequence[str]) -> Volume:
     return replace(first, channels=tuple(channels), remarks=tuple(remarks))
 
 
-def _belongs(path: Path) -> tuple[str, str]:
-    """Return (Series Instance UID, Frame of Reference UID) of one file."""
+def _belongs(path: Path) -> Dataset:
+    """Return of one file which series and Frame of Reference it is of, and which patient."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tags = ["SeriesInstanceUID", "FrameOfReferenceUID"]
-            ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-            return text(ds, "SeriesInstanceUID"), text(ds, "FrameOfReferenceUID")
+            tags = ["SeriesInstanceUID", "FrameOfReferenceUID", *patients.WHO]
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
     except (OSError, MemoryError):
         raise
     except Exception as error:  # pydicom raises many kinds on broken files
@@ -118,7 +121,7 @@ def _resampled(volume: Volume, first: Volume, name: str) -> NDArray[np.float32]:
     to_index = turn @ np.linalg.inv(volume.affine_mm) @ first.affine_mm @ turn
     shape = first.pixels.shape
     inside = affine_transform(
-        np.ones(volume.pixels.shape, np.uint8), to_index, output_shape=shape, order=0, mode="constant", cval=0
+        np.ones(volume.pixels.shape, np.uint8), to_index, output_shape=shape, order=0, mode="grid-constant", cval=0
     )
     covered = float(inside.mean())
     if covered < COVERED:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from node.errors import Unsuitable
 from node.findings import Volume
-from workers.load import geometry
+from workers.load import geometry, patients
 from workers.load.pixels import stored_values
 from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image
 from workers.load.values import displayed, rescaled
@@ -38,6 +38,7 @@ def load(paths: Sequence[Path], dimensions: Literal[2, 3]) -> list[Volume]:
         opened = (open_image(Path(path)) for path in paths)
         images = _once(sorted(opened, key=lambda image: image.order))
         _require_room(images)
+        patients.require_one((image.name, image.ds) for image in images)
         if dimensions == 2:
             return [_film(image, frame, stored) for image in images for frame, stored in _frames(image)]
         return [_volume([image for image in images if not image.is_localizer] or images)]
