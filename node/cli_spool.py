@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from node.cli_node import ROLES
 from node.cli_output import config_option, json_option, load_settings, open_database, print_json
 
 if TYPE_CHECKING:
@@ -87,17 +88,16 @@ def backup(folder: Path, config: Path | None) -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @config_option
 def restore(folder: Path, config: Path | None) -> None:
-    """Put a copy made by `backup` in place; the node must not run. An old database is kept beside it."""
+    """Put a copy made by `backup` in place; neither node nor worker may run. An old database is kept beside it."""
     from node.errors import Permanent
     from node.settings import state_folder
     from node.store.backup import restore as put_back
-    from node.store.locks import lock_state
+    from node.store.locks import alone
 
     settings = load_settings(config)
     if not settings.database.url.startswith("sqlite:///"):
         raise Permanent("The database is PostgreSQL: restore it with pg_restore, then copy the spool's folder back.")
-    state = state_folder(settings)
-    with lock_state(state, "stages"), lock_state(state, "listener"):
+    with alone(state_folder(settings), ROLES):
         count = put_back(folder, Path(settings.database.url.removeprefix("sqlite:///")), settings.spool.url)
     click.echo(f"{count} files were put back. Now start the node: it takes in what came after the copy was made.")
 

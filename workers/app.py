@@ -25,6 +25,7 @@ from node.errors import BrokerUnavailable, Permanent, WetreadError
 from node.leash import leashed
 from node.loop import Loop
 from node.settings import Settings, state_folder
+from node.store.locks import work_on
 from node.web.health import Health
 
 if TYPE_CHECKING:
@@ -70,8 +71,13 @@ def run(config: Path, loaded: Settings) -> int:
     stop, again = threading.Event(), threading.Event()
     for number, event in ((signal.SIGTERM, stop), (signal.SIGINT, stop), (signal.SIGHUP, again)):
         signal.signal(number, lambda *_, event=event: event.set())
-    if not _wait_for_database(loaded, stop):
-        return 0
+    with work_on(state_folder(loaded)):
+        if not _wait_for_database(loaded, stop):
+            return 0
+        return _run(config, loaded, stop, again)
+
+
+def _run(config: Path, loaded: Settings, stop: threading.Event, again: threading.Event) -> int:
     with broker.resolve(loaded, state_folder(loaded)) as url:
         if url == broker.MEMORY:
             raise BrokerUnavailable(

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from node.errors import Permanent
@@ -30,6 +30,28 @@ def lock_state(folder: Path, role: str = "") -> Iterator[None]:
 
 
 @contextmanager
+def work_on(folder: Path) -> Iterator[None]:
+    """Be one of any number of workers on the state folder; raises `Permanent` while a copy is put in place there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder / "lock.worker", wait=False, kind=fcntl.LOCK_SH) as descriptor:
+        if descriptor is None:
+            raise Permanent(f"A copy is being restored in the state folder {folder}; this worker did not start.")
+        yield
+
+
+@contextmanager
+def alone(folder: Path, roles: Sequence[str]) -> Iterator[None]:
+    """Keep every role of a node and every worker off the state folder; raises `Permanent` when one is there."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        for role in (*roles, "worker"):
+            if stack.enter_context(_locked(folder / f"lock.{role}", wait=False)) is None:
+                what = "A worker" if role == "worker" else f"Another node ({role})"
+                raise Permanent(f"{what} is running on the state folder {folder}; stop it first. Nothing was changed.")
+        yield
+
+
+@contextmanager
 def housekeeping(spool: Path, wait: bool = True) -> Iterator[bool]:
     """Keep house in the spool at this path alone, among all hosts that share it; no host is special.
 
@@ -40,11 +62,11 @@ def housekeeping(spool: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @contextmanager
-def _locked(path: Path, wait: bool) -> Iterator[int | None]:
+def _locked(path: Path, wait: bool, kind: int = fcntl.LOCK_EX) -> Iterator[int | None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(descriptor, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield None
             return

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from node import embedded, reload
+from node.errors import Permanent
 from node.settings import Settings
+from node.store.locks import alone
 from tests.crash.hospital import children
 from tests.e2e.orthanc import free_port
 from tests.e2e.wetread_node import ROOT
@@ -162,6 +164,8 @@ def test_a_bare_worker_reads_its_configuration_again_and_never_dies_of_it(tmp_pa
     try:
         wait_for(lambda: len(at_work(process.pid)) == 2)
         first = at_work(process.pid)
+        with pytest.raises(Permanent, match="A worker is running"), alone(tmp_path / "state", ["stages"]):
+            pass
         worker.reread(text + "[worker]\nmax_attempts = 7\n")
         wait_for(lambda: len(at_work(process.pid) - first) == 2)
         assert "The configuration was read again." in worker.log()
