@@ -29,8 +29,9 @@ MEMORY = "memory://"
 TASKS = {"read": "wetread.read", "send": "wetread.send"}
 """Queue → the one task in it; a message carries the id of a job or a delivery and nothing else."""
 
-MAX_WAITING = 10_000
-"""Messages in a queue beyond which ringing stops: nobody listens, and each id would only come again."""
+MAX_WAITING = 1000
+"""Messages in a queue with which it is full: ringing stops until half of them are taken. Each says that there is work,
+and which is next says the database, so that more of them, all ids once more every half minute, would say nothing."""
 
 
 VISIBILITY_S, RESTORE_S = 600, 5
@@ -123,30 +124,58 @@ def make_ring(url: str) -> Bell:
 
 
 class Bell:
-    """Rings for a job or a delivery: `bell("read", job_id)`. Says once in the log when the broker goes and returns."""
+    """Rings for a job or a delivery: `bell("read", job_id)`. Says once in the log when the broker goes and returns, and
+    once that a queue is full, until it was empty."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._down = False
+        self._full: set[str] = set()
+        self._told: set[str] = set()
+
+    def takes(self, kind: str) -> bool:
+        """Say whether the queue `kind` takes messages: not from when it was full until half of them are taken.
+
+        Raises `BrokerUnavailable`.
+        """
+        if kind in self._full:
+            with self._reached(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+                self._judge(kind, _waiting(producer.channel, kind), MAX_WAITING // 2)
+        return kind not in self._full
 
     def __call__(self, kind: str, row_id: str) -> None:
         """Publish one id to the queue `kind`; raises `BrokerUnavailable`, and then nothing was published."""
+        with self._reached(), self._app.producer_pool.acquire(block=True, timeout=5) as producer:
+            self._judge(kind, _waiting(producer.channel, kind), MAX_WAITING - 1)
+            if kind not in self._full:
+                self._app.send_task(TASKS[kind], args=[row_id], queue=kind, producer=producer, retry=False)
+        if kind in self._full:
+            raise BrokerUnavailable(f"The queue {kind} is full.")
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
         from kombu.exceptions import KombuError
         from redis.exceptions import RedisError
 
         try:
-            self._publish(kind, row_id)
-        except (KombuError, RedisError, OSError, BrokerUnavailable) as error:
-            self._note(down=True, why=str(error) if isinstance(error, BrokerUnavailable) else type(error).__name__)
+            yield
+        except (KombuError, RedisError, OSError) as error:
+            self._note(down=True, why=type(error).__name__)
             raise BrokerUnavailable from error
         self._note(down=False)
 
-    def _publish(self, kind: str, row_id: str) -> None:
-        with self._app.producer_pool.acquire(block=True, timeout=5) as producer:
-            waiting = _waiting(producer.channel, kind)
-            if waiting >= MAX_WAITING:
-                raise BrokerUnavailable(f"{waiting} messages wait in queue {kind}; no worker takes them")
-            self._app.send_task(TASKS[kind], args=[row_id], queue=kind, producer=producer, retry=False)
+    def _judge(self, kind: str, waiting: int, most: int) -> None:
+        """Note that a queue is full, or is not any more: workers that are behind are no fault, and no worker may be."""
+        if waiting <= most:
+            self._full.discard(kind)
+        elif kind not in self._full:
+            self._full.add(kind)
+            if kind not in self._told:
+                self._told.add(kind)
+                what = "%d messages wait in queue %s: workers are behind, or none runs. The rest stays in the database."
+                log.warning(what, waiting, kind, extra={"action": "queue_full"})
+        if not waiting:
+            self._told.discard(kind)
 
     def _note(self, *, down: bool, why: str = "") -> None:
         if down and not self._down:

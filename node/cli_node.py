@@ -13,14 +13,12 @@ import click
 
 from node.cli_output import config_option, json_option, load_all, load_settings, print_json
 from node.errors import Permanent, WetreadError
+from node.store.locks import ROLES
 
 if TYPE_CHECKING:
     from node.daemon import Node
 
 log = logging.getLogger(__name__)
-
-
-ROLES = ("listener", "stages", "doorbell", "web")
 
 
 @click.command(short_help="Run the node: take studies, decide what reads them.")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli_node import ROLES
 from node.cli_output import config_option, json_option, load_settings, open_database, print_json
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def restore(folder: Path, config: Path | None) -> None:
     settings = load_settings(config)
     if not settings.database.url.startswith("sqlite:///"):
         raise Permanent("The database is PostgreSQL: restore it with pg_restore, then copy the spool's folder back.")
-    with alone(state_folder(settings), ROLES):
+    with alone(state_folder(settings)):
         count = put_back(folder, Path(settings.database.url.removeprefix("sqlite:///")), settings.spool.url)
     click.echo(f"{count} files were put back. Now start the node: it takes in what came after the copy was made.")
 

@@ -5,8 +5,8 @@ The broker is only a doorbell: a message that gets lost is sent again, one that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
+from typing import Protocol
 
 from node.crashpoints import reach
 from node.errors import BrokerUnavailable
@@ -14,8 +14,16 @@ from node.settings import Settings
 from node.store import deliveries, jobs
 from node.store.db import Database
 
-Ring = Callable[[str, str], None]
-"""`ring("read" | "send", id)`; raises `BrokerUnavailable`. `broker.Bell` is one, and says in the log when it fails."""
+
+class Ring(Protocol):
+    """`broker.Bell` is one, and says in the log when it fails."""
+
+    def takes(self, kind: str) -> bool:
+        """Say whether the queue "read" or "send" takes messages; raises `BrokerUnavailable`."""
+
+    def __call__(self, kind: str, row_id: str) -> None:
+        """Ring for a job or a delivery; raises `BrokerUnavailable`."""
+
 
 AGAIN_AFTER_S = 30.0
 """How long after a ring without a claim the id is rung again."""
@@ -34,9 +42,11 @@ def tick(db: Database, ring: Ring, settings: Settings, now: float) -> int:
 
 
 def _ring(db: Database, ring: Ring, kind: str, store: ModuleType, now: float) -> int:
-    """Ring until the broker fails; ids that it did not take stay unrung and come again with the next tick."""
+    """Ring until the broker fails or has enough; ids that it did not take stay unrung and come again with the next."""
     told: list[str] = []
     try:
+        if not ring.takes(kind):
+            return 0
         for row_id in store.to_ring(db, now, AGAIN_AFTER_S):
             reach("ring.before")
             ring(kind, row_id)

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from node.errors import Permanent
+
+ROLES = ("listener", "stages", "doorbell", "web")
+"""What of a node can be a process of its own, each with a lock."""
 
 
 @contextmanager
@@ -40,11 +43,11 @@ def work_on(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path, roles: Sequence[str]) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Keep every role of a node and every worker off the state folder; raises `Permanent` when one is there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
-        for role in (*roles, "worker"):
+        for role in (*ROLES, "worker"):
             if stack.enter_context(_locked(folder / f"lock.{role}", wait=False)) is None:
                 what = "A worker" if role == "worker" else f"Another node ({role})"
                 raise Permanent(f"{what} is running on the state folder {folder}; stop it first. Nothing was changed.")

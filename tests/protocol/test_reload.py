@@ -164,7 +164,7 @@ def test_a_bare_worker_reads_its_configuration_again_and_never_dies_of_it(tmp_pa
     try:
         wait_for(lambda: len(at_work(process.pid)) == 2)
         first = at_work(process.pid)
-        with pytest.raises(Permanent, match="A worker is running"), alone(tmp_path / "state", ["stages"]):
+        with pytest.raises(Permanent, match="A worker is running"), alone(tmp_path / "state"):
             pass
         worker.reread(text + "[worker]\nmax_attempts = 7\n")
         wait_for(lambda: len(at_work(process.pid) - first) == 2)

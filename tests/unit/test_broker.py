@@ -248,6 +248,42 @@ def test_a_queue_that_nobody_reads_does_not_grow_for_ever(url: str, monkeypatch:
     assert (waiting(url, "read"), waiting(url, "send")) == (3, 1)
 
 
+def test_workers_that_are_behind_are_told_of_once_and_rung_for_again_when_half_is_taken(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thousand studies that waited filled the log with a broker that did not answer and was back, some a second."""
+    monkeypatch.setattr(broker, "MAX_WAITING", 4)
+    ring = broker.make_ring(url)
+    server = redis.Redis.from_url(url.replace("redis+socket://", "unix://"))
+
+    def fill() -> int:
+        rung = 0
+        with suppress(BrokerUnavailable):
+            while ring.takes("read") and rung < 100:
+                ring("read", "an id")
+                rung += 1
+        return rung
+
+    def take(count: int) -> None:
+        assert len(server.lpop("wetread:read", count) or []) == count
+
+    with server, caplog.at_level(logging.INFO, logger="node.broker"):
+        assert fill() == 4
+        for _ in range(5):
+            take(1)
+            assert fill() == 0, "one of four"
+            assert ring.takes("send")
+            ring("send", "an id") if waiting(url, "send") == 0 else None
+            take(1)
+            assert fill() == 2
+        assert [(record.levelname, record.message.partition(":")[0]) for record in caplog.records] == [
+            ("WARNING", "4 messages wait in queue read")
+        ]
+        take(4)
+        assert fill() == 4
+        assert len(caplog.records) == 2
+
+
 _TAKER = """
 import sys
 from kombu import Consumer, Queue

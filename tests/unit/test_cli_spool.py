@@ -138,7 +138,7 @@ def test_a_copy_is_not_put_under_a_worker_that_runs(tmp_path: Path, capsys: pyte
         assert "A worker is running" in capsys.readouterr().err
     assert not (tmp_path / "state" / "wetread.db.before-restore").exists()
     with (
-        locks.alone(tmp_path / "state", ["stages"]),
+        locks.alone(tmp_path / "state"),
         pytest.raises(Permanent, match="A copy is being restored"),
         locks.work_on(tmp_path / "state"),
     ):

@@ -22,6 +22,10 @@ class Bell:
     def __init__(self, lasts: int = 1000) -> None:
         self.rung: list[tuple[str, str]] = []
         self.lasts = lasts
+        self.full: set[str] = set()
+
+    def takes(self, kind: str) -> bool:
+        return kind not in self.full
 
     def __call__(self, kind: str, row_id: str) -> None:
         if len(self.rung) >= self.lasts:
@@ -84,3 +88,16 @@ def test_deliveries_ring_too(database: Database, ids: list[str]) -> None:
     doorbell.tick(database, bell, SETTINGS, 1002.0)
     (delivery,) = deliveries.listing(database)
     assert ("send", delivery["id"]) in bell.rung
+
+
+def test_a_full_queue_keeps_nothing_from_the_other_and_its_ids_stay_unrung(database: Database, ids: list[str]) -> None:
+    claimed = jobs.claim(database, ids[0], "w", 1000.0)
+    assert claimed
+    jobs.reported(database, claimed, "w", [Document("SR", "1.1", "1.9", "1.8", "p", "s", 1)], "", 1001.0)
+    bell = Bell()
+    bell.full = {"read"}
+    assert doorbell.tick(database, bell, SETTINGS, 1002.0) == 1
+    assert [kind for kind, _ in bell.rung] == ["send"]
+    bell.full = set()
+    assert doorbell.tick(database, bell, SETTINGS, 1003.0) == 1
+    assert bell.rung[1:] == [("read", ids[1])]
