@@ -72,10 +72,11 @@ def _state(settings: Settings) -> str:
 
 
 def _tls(settings: Settings) -> str:
-    from node.tls import server_context
+    from node import clock
+    from node.tls import server_context, valid_until
 
     server_context(settings.tls)
-    return f"{settings.tls.certificate} and its key can be used"
+    return f"{settings.tls.certificate} and its key can be used until {clock.to_iso(valid_until(settings.tls))}"
 
 
 def _passcodes(settings: Settings) -> str:

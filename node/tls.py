@@ -10,15 +10,19 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from node import clock
 from node.errors import Permanent
 from node.log import describe
 from node.settings import TlsSettings
 
 logger = logging.getLogger(__name__)
 
+RENEW_BEFORE_S = 14 * 86400.0
+"""How long before its end a certificate is told of."""
 PORT = 2762
 """Registered for DICOM over TLS (PS3.8 §9.1.1)."""
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -28,12 +32,16 @@ _LOOK_S = 2.0
 
 
 class Certificates:
-    """The certificate of our listener, read again when its files change: a connection gets the latest that works."""
+    """The certificate of our listener, read again when its files change: a connection gets the latest that works.
+
+    One that peers will not take, or soon not, is told of when it is read: nothing else shows it before they come.
+    """
 
     def __init__(self, tls: TlsSettings) -> None:
         self._tls = tls
         self._seen, self._looked_at = self._stamps(), time.monotonic()
         self._context = server_context(tls)
+        self._warn()
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
         """Return `connection` as one whose handshake is still to be made."""
@@ -51,8 +59,17 @@ class Certificates:
         try:
             self._context = server_context(self._tls)
             logger.info("The certificate was read again.", extra={"action": "tls_reloaded"})
+            self._warn()
         except Permanent as error:  # the files are being replaced, or are wrong; the old certificate stays
             logger.error("A new certificate cannot be used.", extra={"action": "tls_failed", "error": describe(error)})
+
+    def _warn(self) -> None:
+        try:
+            if (until := valid_until(self._tls)) - clock.now() < RENEW_BEFORE_S:
+                what = "The certificate of [tls] is valid until %s; have it renewed."
+                logger.warning(what, clock.to_iso(until), extra={"action": "tls_certificate"})
+        except Permanent as error:
+            logger.error("%s", error, extra={"action": "tls_certificate"})
 
     def _stamps(self) -> tuple[tuple[int, int] | None, ...]:
         return tuple(_stamp(path) for path in (self._tls.certificate, self._tls.key, self._tls.ca))
@@ -66,6 +83,26 @@ def server_context(tls: TlsSettings) -> ssl.SSLContext:
     if tls.ca is not None:
         context.verify_mode = ssl.CERT_REQUIRED
     return context
+
+
+def valid_until(tls: TlsSettings) -> float:
+    """Return until when peers may take our certificate, in seconds since the epoch.
+
+    It is looked at as a peer does, in a handshake in memory. Raises `Permanent` when they refuse it now.
+    """
+    server = server_context(TlsSettings(certificate=tls.certificate, key=tls.key))
+    peer = ssl.create_default_context(cafile=str(tls.certificate))
+    peer.check_hostname, peer.verify_flags = False, peer.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    asking, asked = peer.wrap_bio(there, back), server.wrap_bio(back, there, server_side=True)
+    try:
+        for side in (asking, asked) * 2:
+            with suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        what = f"Peers refuse the certificate {tls.certificate} of [tls]: {error.verify_message}. Have it renewed."
+        raise Permanent(what) from None
+    return float(ssl.cert_time_to_seconds(str((asking.getpeercert() or {})["notAfter"])))
 
 
 @dataclass(frozen=True)

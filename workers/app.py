@@ -118,12 +118,12 @@ def open_desk(settings: Settings) -> Desk:
     from node.store.db import Database
     from node.store.spool import Spool
     from workers.reader import Reader
-    from workers.tasks import Desk, sweep_scratch
+    from workers.tasks import Desk, scratch_folder, sweep_scratch
 
     sweep_scratch(settings, clock.now())
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
     db = Database(settings.database.url, later=True)
-    return Desk(settings, db, spool, Reader(), worker_name(), now=db.now)
+    return Desk(settings, db, spool, Reader(scratch=scratch_folder(settings)), worker_name(), now=db.now)
 
 
 def worker_name() -> str:

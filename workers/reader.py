@@ -12,12 +12,14 @@ import faulthandler
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -65,10 +67,17 @@ class _Child:
 
 
 class Reader:
-    """Runs the pipeline in a child; the child and its warm networks live on from reading to reading."""
+    """Runs the pipeline in a child; the child and its warm networks live on from reading to reading.
 
-    def __init__(self, command: Sequence[str] = COMMAND, recycle_after: int = RECYCLE_AFTER) -> None:
+    In `scratch` is made what the child has for temporary files, gone with it: a service may have no other folder that
+    it may write to, and what a killed child leaves there is found. None: those of this process.
+    """
+
+    def __init__(
+        self, command: Sequence[str] = COMMAND, recycle_after: int = RECYCLE_AFTER, scratch: Path | None = None
+    ) -> None:
         self._command, self._recycle_after = tuple(command), recycle_after
+        self._temporary = scratch / f"reader-{os.getpid()}-{uuid.uuid4().hex[:8]}" if scratch else None
         self._child: _Child | None = None
         self._lock = threading.Lock()
         # The leash follows the thread that starts the child; this one lives as long as the Reader.
@@ -86,6 +95,7 @@ class Reader:
         """
         with self._lock:
             deadline = time.monotonic() + timeout
+            self._make_temporary()
             child = self._ready()
             try:
                 answer = _converse(child, request.to_json().encode() + b"\n", deadline, should_stop)
@@ -116,8 +126,14 @@ class Reader:
         if self._child and self._child.process.poll() is not None:
             self._discard()
         if self._child is None:
-            self._child = self._starter.submit(_start, self._command).result()
+            self._child = self._starter.submit(_start, self._command, self._temporary).result()
         return self._child
+
+    def _make_temporary(self) -> None:
+        """Have the folder, with a new time: what is old there is taken for a dead worker's."""
+        if self._temporary is not None:
+            self._temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.utime(self._temporary)
 
     def _count(self, child: _Child) -> None:
         child.readings += 1
@@ -126,7 +142,10 @@ class Reader:
 
     def _discard(self) -> bytes:
         child, self._child = self._child, None
-        return _kill(child) if child else b""
+        said = _kill(child) if child else b""
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        return said
 
     def _died(self, child: _Child) -> Outcome:
         """Say how the child ended: by a signal, as a crashing decoder does, or by itself."""
@@ -189,7 +208,8 @@ def _guarded(read: Callable[[Request], Outcome], line: bytes) -> Outcome:
         return _failed(f"The reading failed: {type(error).__name__} at {place}.", transient=False)
 
 
-def _start(command: Sequence[str]) -> _Child:
+def _start(command: Sequence[str], temporary: Path | None) -> _Child:
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))}
     read_end, write_end = os.pipe()
     try:
         process = subprocess.Popen(
@@ -199,7 +219,7 @@ def _start(command: Sequence[str]) -> _Child:
             stderr=subprocess.PIPE,
             pass_fds=(write_end,),
             start_new_session=True,  # the whole group is killed at once, and Ctrl-C is not for the child
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))},
+            env=env | ({"TMPDIR": str(temporary)} if temporary else {}),
         )
     except BaseException:
         os.close(read_end)

@@ -223,10 +223,15 @@ def _heartbeat(desk: Desk, claimed: Claimed) -> Iterator[threading.Event]:
         thread.join()
 
 
+def scratch_folder(settings: Settings) -> Path:
+    """Return where readings have their files."""
+    return state_folder(settings) / "reading"
+
+
 def sweep_scratch(settings: Settings, now: float) -> int:
     """Remove what readings of killed workers left behind, none younger than a reading can be; return how many."""
     limit = now - 2 * settings.worker.job_timeout - 60.0
-    folder = state_folder(settings) / "reading"
+    folder = scratch_folder(settings)
     swept = 0
     for path in folder.iterdir() if folder.is_dir() else ():
         with suppress(FileNotFoundError):  # another process of the worker, which starts now too, was quicker
@@ -239,7 +244,7 @@ def sweep_scratch(settings: Settings, now: float) -> int:
 @contextmanager
 def _scratch(desk: Desk) -> Iterator[Path]:
     """Yield an empty folder for the child's files, gone afterwards."""
-    parent = state_folder(desk.settings) / "reading"
+    parent = scratch_folder(desk.settings)
     parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=parent, ignore_cleanup_errors=True) as folder:
         yield Path(folder)

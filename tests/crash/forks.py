@@ -37,7 +37,7 @@ NEEDED = (
 )  # fmt: skip
 """What node, workers and readers import when they start, and the modules that are run."""
 _MAX_REQUEST = 65_536
-_started: Callable[[Sequence[str]], Any]
+_started: Callable[[Sequence[str], Path | None], Any]
 
 
 class Forked:
@@ -127,12 +127,12 @@ def _wait(poll: Callable[[], int | None], timeout: float) -> int:
     return status
 
 
-def start_reader(command: Sequence[str]) -> Any:
+def start_reader(command: Sequence[str], temporary: Path | None = None) -> Any:
     """Take the place of `workers.reader._start`: fork the reader of `hurried`, and start any other."""
     from workers.reader import _Child
 
     if tuple(command) != hurried.READER:
-        return _started(command)
+        return _started(command, temporary)
     (asked, ask), (heard, answer), (told, tell) = os.pipe(), os.pipe(), os.pipe()
     parent, pid = os.getpid(), os.fork()
     if pid == 0:

@@ -12,7 +12,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from workers.pipeline import Outcome, Request
@@ -52,6 +54,10 @@ def read(request: Request) -> Outcome:
         os.write(1, b"Doe^John\n")
         os.write(2, b"Doe^John\n")
         assert not sys.stdin.buffer.read()
+    elif mode == "temporary":
+        made = Path(tempfile.mkdtemp())
+        (made / "left behind").touch()
+        return replace(_reported(request), summary=str(made))
     elif mode == "warn":
         logging.getLogger("workers.predict.memory").warning("%s goes on with less memory\nand more", "bundle")
         logging.getLogger("pydicom").warning("Doe^John has an odd date")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,3 +221,21 @@ def test_the_child_dies_with_a_parent_that_is_killed_and_goes_first_when_memory_
 def test_the_supervisor_does_not_load_torch() -> None:
     code = "import sys; import workers.reader, workers.tasks, workers.app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_child_has_its_temporary_files_where_its_worker_says_and_they_go_with_it(tmp_path: Path) -> None:
+    """A service may be allowed to write to its state folder alone, and what a killed child left in /tmp stayed."""
+    scratch = tmp_path / "state" / "reading"
+    reader = Reader((*COMMAND, "good"), scratch=scratch)
+    try:
+        made = [Path(reader.read(request(tmp_path, "temporary"), 30).summary) for _ in range(2)]
+        assert all((path / "left behind").exists() and path.parent.parent == scratch for path in made)
+        shutil.rmtree(made[0].parent)  # as who sweeps takes it for that of a dead worker
+        again = Path(reader.read(request(tmp_path, "temporary"), 30).summary)
+        assert again.exists()
+        assert reader.read(request(tmp_path, "hang"), 1).kind == "failed"
+        assert not list(scratch.iterdir()), "it was killed"
+        good(reader, tmp_path)
+    finally:
+        reader.stop()
+    assert not list(scratch.iterdir())
