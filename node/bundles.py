@@ -41,6 +41,9 @@ _VERSION = re.compile(
 )
 """A version as PEP 440 has it; it goes into UIDs, logs and Evidence Documents."""
 _IMPORTABLE = (".py", ".pyc", ".so", ".pyd")
+_MOST_VALUES, _MOST_NESTED = 200_000, 100
+_TOO_LARGE = f"more than {_MOST_VALUES} values, or more than {_MOST_NESTED} one within the other"
+"""Of one configuration; those of public bundles have some hundreds, ten deep."""
 
 
 class Bundle(BaseModel):
@@ -126,14 +129,33 @@ def inference_config(folder: Path) -> Path:
 def read_config(path: Path) -> Any:
     """Return what a configuration of MONAI, JSON or YAML, says; nothing of it is run. Raises OSError, ValueError."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        return json.loads(text)
+    try:
+        found = json.loads(text) if path.suffix == ".json" else _from_yaml(text)
+    except RecursionError:
+        raise ValueError(_TOO_LARGE) from None
+    _require_bounds(found)
+    return found
+
+
+def _from_yaml(text: str) -> Any:
     import yaml  # only some public bundles are written in it
 
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _require_bounds(value: Any) -> None:
+    """Raise ValueError for what would never be walked to its end: YAML may contain itself, or a billion of it."""
+    waiting, seen = [(value, 0)], 0
+    while waiting:
+        item, depth = waiting.pop()
+        seen += 1
+        if seen > _MOST_VALUES or depth > _MOST_NESTED:
+            raise ValueError(_TOO_LARGE)
+        inner = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        waiting += [(one, depth + 1) for one in inner]
 
 
 def find(name: str, *folders: Path) -> Bundle:
@@ -176,7 +198,7 @@ def _parse(path: Path, parser: Any) -> dict[str, Any]:
         parsed = parser(path.read_text(encoding="utf-8"))
     except OSError:
         raise BundleError(f"{path}: cannot be read") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from None
     if not isinstance(parsed, dict):
         raise BundleError(f"{path}: a table was expected")
@@ -186,10 +208,16 @@ def _parse(path: Path, parser: Any) -> dict[str, Any]:
 def importable_files(folder: Path) -> list[Path]:
     """Return what Python could import from the bundle, wherever it lies, in a fixed order.
 
-    `__pycache__` is left out because the child that runs bundles never looks there (`workers/predict/scripts.py`).
+    Bytecode caches are left out because the child that runs bundles never looks there (`workers/predict/scripts.py`).
+    Other code in a folder `__pycache__` can be imported like that of any folder.
     """
     found = (path for path in folder.rglob("*") if path.suffix in _IMPORTABLE and path.is_file())
-    return sorted(path for path in found if "__pycache__" not in path.relative_to(folder).parts)
+    return sorted(path for path in found if not _is_cache(path))
+
+
+def _is_cache(path: Path) -> bool:
+    """Python caches `net.py` as `__pycache__/net.cpython-311.pyc`: a name with a dot, which no module can have."""
+    return path.parent.name == "__pycache__" and path.suffix == ".pyc" and "." in path.stem
 
 
 def _refuse_links(folder: Path) -> None:
@@ -203,7 +231,7 @@ def _digest(folder: Path) -> str:
     """Hash names and contents; raises `BundleError` for a linked folder or a file that cannot be read."""
     _refuse_links(folder)
     files = {path for part in ("configs", "scripts", "models") for path in (folder / part).rglob("*") if path.is_file()}
-    files = {path for path in files if "__pycache__" not in path.relative_to(folder).parts}
+    files = {path for path in files if not _is_cache(path)}
     total = hashlib.sha256()
     for path in sorted(files | set(importable_files(folder))):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0")

@@ -147,13 +147,19 @@ def _show_code(code: Sequence[Code]) -> None:
     for one in code:
         if one not in plain:
             reaches = f" · reaches {', '.join(one.reaches)}" if one.reaches else ""
-            click.echo(f"  {'!' if one.reaches else ' '} {one.what}")
-            click.echo(f"        {one.kind} in {one.where}{reaches}")
+            click.echo(f"  {'!' if one.reaches else ' '} {_visible(one.what)}")
+            click.echo(f"        {one.kind} in {_visible(one.where)}{reaches}")
     if plain:
-        told = f"components of MONAI and PyTorch: {', '.join(dict.fromkeys(one.what for one in plain))}"
+        names = ", ".join(dict.fromkeys(_visible(one.what) for one in plain))
+        told = f"components of MONAI and PyTorch: {names}"
         click.echo(click.wrap_text(told, 110, "    ", "        "))
     if not code:
         click.echo("    nothing")
+
+
+def _visible(text: str) -> str:
+    """Return `text` with what a terminal would obey instead of show in words: `\\x1b`, `\\n`, `\\u202e`."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @click.command("new")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from node import weights
+from node import macros, weights
 from node.bundles import Bundle, importable_files, inference_config, read_config, weights_path
 from node.errors import BundleError
 from node.weights import Weights
@@ -23,14 +23,21 @@ READING = ("network_def", "preprocessing", "inferer", "postprocessing")
 
 _KNOWN_TARGETS = ("monai.", "torch.nn.", "torch.optim.", "ignite.", "scripts.")
 _REACHES: dict[str, str] = {
-    **dict.fromkeys(("os", "posix", "nt"), "files and other programs"),
-    **dict.fromkeys(("sys", "shutil", "pathlib", "tempfile", "glob", "io", "open", "mmap"), "files"),
-    **dict.fromkeys(("subprocess", "multiprocessing", "pty", "signal", "ctypes", "cffi", "pdb"), "other programs"),
-    **dict.fromkeys(
-        ("socket", "ssl", "http", "urllib", "requests", "httpx", "ftplib", "smtplib", "hub"), "the network"
-    ),
-    **dict.fromkeys(("eval", "exec", "compile", "importlib", "runpy", "builtins", "getattr", "setattr"), "other code"),
-    **dict.fromkeys(("pickle", "dill", "joblib", "marshal", "shelve", "load", "jit"), "code in files"),
+    name: where
+    for where, names in {
+        "files and other programs": "os posix nt",
+        "files": "sys shutil pathlib tempfile glob io open mmap memmap fromfile tofile savez savetxt extractall "
+        "read_text read_bytes write_text write_bytes unlink rmtree",
+        "other programs": "subprocess multiprocessing pty signal ctypes ctypeslib cffi pdb system popen run_cmd "
+        "breakpoint cpp_extension",
+        "the network": "socket ssl http urllib requests httpx ftplib smtplib hub urlopen urlretrieve download "
+        "download_url download_and_extract download_mmar",
+        "other code": "eval exec compile importlib import_module runpy builtins getattr setattr vars globals locals "
+        "pydoc locate optional_import load_submodules instantiate run run_workflow create_workflow ConfigParser "
+        "ConfigExpression ConfigComponent ConfigWorkflow",
+        "code in files": "pickle dill joblib marshal shelve load jit load_library load_module",
+    }.items()
+    for name in names.split()
 }
 """Names that reach beyond numbers in memory, and where to."""
 _REFERENCE = re.compile(r"@([\w:#]*)")
@@ -66,56 +73,66 @@ class Scan:
 def scan(bundle: Bundle) -> Scan:
     """Read every configuration and script of `bundle` as text; raises `BundleError` where one cannot be parsed."""
     found = list(_scripts(bundle.folder))
+    read = inference_config(bundle.folder)
+    parts = macros.files(_read(read), bundle.folder)
     configs = (path for path in (bundle.folder / "configs").iterdir() if path.suffix in (".json", ".yaml", ".yml"))
-    for path in sorted(configs):
-        found += _config(path, bundle)
+    for path in sorted({*configs, *parts}):
+        if path == read:
+            found += _config(path, bundle, _used(_read(path), bundle, bool(parts)))
+        elif path in parts or path.name != "metadata.json":
+            found += _config(path, bundle, None if path in parts else frozenset())
     return Scan(tuple(found), weights.look(weights_path(bundle.folder)))
 
 
-def _config(path: Path, bundle: Bundle) -> Iterator[Code]:
+def _read(path: Path) -> Any:
     try:
-        config = read_config(path)
-    except (OSError, ValueError, RecursionError) as error:
+        return read_config(path)
+    except (OSError, ValueError) as error:
         raise BundleError(f"{path}: {error}") from None
-    if path.name == "metadata.json" or not isinstance(config, dict):
-        return
-    is_read = path == inference_config(bundle.folder)
-    used = _used(config, bundle) if is_read else frozenset[str]()
-    for key, value in config.items():
-        for place, code in _walk(value, key):
+
+
+def _config(path: Path, bundle: Bundle, used: frozenset[str] | None) -> Iterator[Code]:
+    """Yield the code in one configuration; `used`: the keys that a reading resolves, None for all of them."""
+    config = _read(path)
+    for key, value in config.items() if isinstance(config, dict) else ():
+        for place, code in _walk(value, str(key)):
             kind, what, reaches = code
-            runs = key in used or (is_read and kind == "import")  # MONAI runs every import
+            is_import = kind == "import" and path == inference_config(bundle.folder)  # MONAI runs every import
+            runs = used is None or key in used or is_import
             yield Code(f"{path.relative_to(bundle.folder)}: {place}", what, kind, runs, reaches)
 
 
-def _used(config: Mapping[str, Any], bundle: Bundle) -> frozenset[str]:
-    """Return the top-level ids that a reading resolves; all of them where a reference cannot be followed.
+def _used(config: Any, bundle: Bundle, has_parts: bool) -> frozenset[str]:
+    """Return the top-level keys that a reading resolves; all of them where a reference cannot be followed.
 
-    Of a detector what its evaluator requires is resolved too (`workers/predict/network.py`).
+    `has_parts`: macros lead into other files, and from there to anything. Of a detector what its evaluator requires is
+    resolved too (`workers/predict/network.py`).
     """
-    waiting, used = [key for key in READING if key in config], set[str]()
-    evaluator = config.get("evaluator")
-    if bundle.dicom.kind == "detection" and isinstance(evaluator, dict) and "_requires_" in evaluator:
-        waiting.append("evaluator")
-        config = {**config, "evaluator": evaluator["_requires_"]}
+    if not isinstance(config, dict):
+        return frozenset()
+    if has_parts or "" in map(_id, config):
+        return frozenset(config)
+    waiting, used = [key for key in config if _id(key) in READING], set[Any]()
+    if bundle.dicom.kind == "detection":
+        evaluator = config.get("evaluator")
+        config = {**config, "evaluator": evaluator.get("_requires_") if isinstance(evaluator, dict) else evaluator}
+        waiting += [key for key in config if _id(key) == "evaluator"]
     while waiting:
         key = waiting.pop()
         used.add(key)
-        for text in _texts(config[key]):
-            names = {re.split("::|#", name)[0] for name in _REFERENCE.findall(text)}
+        for text in macros.texts(config[key]):
+            names = {_id(name) for name in _REFERENCE.findall(text)}
             if text.startswith("%"):
-                names.add(re.split("::|#", text[1:])[0])
+                names.add(_id(text[1:]))
             if "" in names:  # a relative reference, which may lead anywhere
                 return frozenset(config)
-            waiting += [name for name in names if name in config and name not in used]
+            waiting += [other for other in config if _id(other) in names and other not in used]
     return frozenset(used)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        yield from _texts(item)
+def _id(name: Any) -> str:
+    """Return the top-level id of a key or a reference: MONAI merges `a::b` into `a`, and what `+a` says into it."""
+    return re.split("::|#", str(name).lstrip("+"))[0]
 
 
 _Found = tuple[Literal["import", "expression", "call", "mode", "macro"], str, tuple[str, ...]]
@@ -124,32 +141,45 @@ _Found = tuple[Literal["import", "expression", "call", "mode", "macro"], str, tu
 def _walk(value: Any, place: str) -> Iterator[tuple[str, _Found]]:
     """Yield (place, what was found) for a value of a configuration and all below it."""
     if isinstance(value, str) and value.startswith("$"):
-        tree, reaches = _look_into(value[1:].strip(), is_expression=True)
-        is_import = isinstance(tree, ast.Module) and any(isinstance(n, ast.Import | ast.ImportFrom) for n in tree.body)
-        yield place, ("import" if is_import else "expression", value, reaches)
+        reaches = _look_into(value[1:].strip(), is_expression=True)
+        yield place, ("import" if _is_import(value[1:]) else "expression", value, reaches)
     elif isinstance(value, str) and value.startswith("%"):
         yield place, ("macro", value, ("another configuration",) if ".json" in value or ".y" in value else ())
     for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         if key == "_target_":
             yield place, ("call", str(item), _target(str(item)))
         elif key == "_mode_" and item != "default":
-            yield place, ("mode", f"_mode_ {item}", ("a debugger",) if item == "debug" else ())
+            yield place, ("mode", f"_mode_ {item}", () if item in ("callable", "partial") else ("a debugger",))
         yield from _walk(item, f"{place}::{key}")
 
 
+def _is_import(source: str) -> bool:
+    """Say whether MONAI takes an expression for an import, which it runs wherever it stands."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return bool(body) and isinstance(body[0], ast.Import | ast.ImportFrom)
+
+
 def _target(name: str) -> tuple[str, ...]:
-    """A bare name is one of MONAI's components; a dotted one may be anything that Python can import."""
-    if "." not in name or name.startswith(_KNOWN_TARGETS):
-        return ()
-    return (_REACHES.get(name.split(".")[0], "code outside MONAI and torch.nn"),)
+    """A bare name is one of MONAI's components or Python's own; a dotted one may be anything that can be imported.
+
+    Through a module of MONAI's whatever that module imports can be reached, too: `monai.bundle.scripts.os.system`.
+    """
+    if name.startswith(("$", "@", "%")):
+        return ("a name that is computed",)
+    if found := {reach for part in name.split(".") if (reach := _reach(part))}:
+        return tuple(sorted(found))
+    return () if "." not in name or name.startswith(_KNOWN_TARGETS) else ("code outside MONAI and torch.nn",)
 
 
-def _look_into(source: str, is_expression: bool = False) -> tuple[ast.AST | None, tuple[str, ...]]:
+def _look_into(source: str, is_expression: bool = False) -> tuple[str, ...]:
     try:
         tree = ast.parse(_REFERENCE.sub("_reference", source) if is_expression else source)
-    except (SyntaxError, ValueError, RecursionError):
-        return None, ("cannot be parsed",)
-    return tree, tuple(sorted({reach for name in _names(tree) if (reach := _reach(name))}))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ("cannot be parsed",)
+    return tuple(sorted({reach for name in _names(tree) if (reach := _reach(name))}))
 
 
 def _names(tree: ast.AST) -> Iterator[str]:
@@ -179,5 +209,5 @@ def _scripts(folder: Path) -> Iterator[Code]:
             yield Code(name, "compiled code", "script", True, ("cannot be looked into",))
             continue
         source = path.read_text(encoding="utf-8", errors="replace")
-        _, reaches = _look_into(source)
+        reaches = _look_into(source)
         yield Code(name, f"{len(source.splitlines())} lines of Python", "script", True, reaches)

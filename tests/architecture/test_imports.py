@@ -15,7 +15,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ROWS: tuple[tuple[str, ...], ...] = (
     ("node.errors", "node.clock", "node.uids", "node.codes"),
     ("node.crashpoints", "node.commitment"),
-    ("node.configfile", "node.configvalues", "node.states", "node.leash", "node.weights", "node.dicomconfig"),
+    (
+        "node.configfile",
+        "node.configvalues",
+        "node.states",
+        "node.leash",
+        "node.weights",
+        "node.macros",
+        "node.dicomconfig",
+    ),
     ("node.bundles", "node.study", "node.findings"),
     ("node.conditions",),
     ("node.settings", "node.settings_rules", "node.cards"),

@@ -145,6 +145,18 @@ def test_looking_and_listing_run_nothing_and_pin_nothing(config: Path, run: Any,
     assert not (tmp_path / "marker").exists()
 
 
+def test_a_terminal_shows_what_stands_there_and_obeys_none_of_it(config: Path, run: Any, tmp_path: Path) -> None:
+    hidden = "$open('/x')  # \x1b[2K\x1b[1A\n\u202e"
+    bundle = liver(config)
+    path = bundle.folder / "configs" / "inference.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"inferer": {"a\x1b[2K": hidden}}))
+    status, out, _ = run("models", "trust", "liver", "--look")
+    assert status == 0
+    assert "\x1b" not in out
+    assert "! $open('/x')  # \\x1b[2K\\x1b[1A\\n\\u202e" in out
+    assert "inferer::a\\x1b[2K" in out
+
+
 def test_an_untrusted_bundle_is_neither_checked_by_running_nor_read_with(
     config: Path, run: Any, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.post.dictionary import Activationsd, AsDiscreted, Invertd
 from numpy.typing import NDArray
 
+from node import macros
 from node.bundles import Bundle, inference_config
 from node.dicomconfig import BoxEntry
 from node.errors import BundleError, Permanent, Transient, first_cause
@@ -261,6 +262,7 @@ def _parse(bundle: Bundle, device: torch.device) -> dict[str, Any]:
     parser, folder = ConfigParser(), bundle.folder
     config = inference_config(folder)
     parser.read_config(str(config))
+    parser.set(macros.in_place(parser.get(), folder))
     missing = [key for key in _NEEDED if key not in parser]
     if missing:
         raise BundleError(f"Bundle {folder.name}: configs/{config.name} has no id {', '.join(missing)}.")
