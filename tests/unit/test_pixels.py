@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from pydicom import Dataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from node.errors import Unsuitable
+from tests import dcmtk
 from tests.unit.phantom import body, film, image, save
 from workers.load import pixels
 from workers.load.pixels import stored_values
@@ -20,6 +23,7 @@ from workers.load.slices import calibrated_spacing
 from workers.load.values import displayed, rescaled
 
 RAMP = np.arange(0, 4000, 10, dtype=np.uint16).reshape(20, 20)
+WIDE = np.tile(RAMP, (4, 4))
 
 
 def refusal(ds: Dataset) -> str:
@@ -53,6 +57,39 @@ def test_bits_are_cleaned_the_same_in_rle() -> None:
     ds = image(RAMP | 0x8000, BitsStored=12, HighBit=11)
     ds.compress(RLELossless)
     assert np.array_equal(stored_values(ds, "it")[0], RAMP)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("lowest", [0, -2000], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("high_bit", [11, 13, 15])
+def test_stray_bits_of_whole_cells_are_dropped_in_every_syntax(high_bit: int, lowest: int, syntax: str) -> None:
+    """As DCMTK's encoders write it by default: a codestream of 16 bits under a header of 12."""
+    low = high_bit - 11
+    stray = np.uint16(~(0xFFF << low) & 0xFFFF) * (np.indices(WIDE.shape).sum(axis=0) % 2).astype(np.uint16)
+    cells = ((WIDE.astype(np.int16) + lowest).view(np.uint16) & 0xFFF) << low | stray
+    ds = image(cells.view(np.int16) if lowest else cells)
+    ds.compress(syntax)
+    ds.BitsStored, ds.HighBit = 12, high_bit
+    assert np.array_equal(stored_values(ds, "it")[0], WIDE.astype(np.int64) + lowest)
+
+
+@pytest.mark.parametrize("syntax", [JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("lowest", [0, -2000], ids=["unsigned", "signed"])
+def test_stored_bits_alone_in_a_codestream_lie_at_its_bottom(lowest: int, syntax: str) -> None:
+    values = WIDE.astype(np.int16) + lowest if lowest else WIDE
+    ds = image(values, BitsStored=12, HighBit=11)
+    ds.compress(syntax)
+    ds.HighBit = 15  # where they were before
+    assert np.array_equal(stored_values(ds, "it")[0], values)
+
+
+def test_dcmtks_lossless_jpeg_keeps_the_cell_as_it_was(tmp_path: Path) -> None:
+    encoder = dcmtk.find("dcmcjpeg")
+    if encoder is None:
+        pytest.skip("DCMTK's dcmcjpeg is not on PATH")
+    [path] = save([image((RAMP << 4) | 0xF, BitsStored=12, HighBit=15)], tmp_path)
+    subprocess.run([encoder, "+e1", path, tmp_path / "lossless.dcm"], check=True, timeout=60)
+    assert np.array_equal(stored_values(pydicom.dcmread(tmp_path / "lossless.dcm"), "it")[0], RAMP)
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
-from pydicom.pixels.utils import pixel_array
+from pydicom.encaps import get_frame
+from pydicom.pixels.utils import get_j2k_parameters, pixel_array
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000TransferSyntaxes,
     RLELossless,
 )
 
@@ -29,9 +31,11 @@ MAX_DECODED_BYTES = 2 * 2**30
 """No instance decodes to more: 28 MB of RLE can claim 1.8 GB, and far more."""
 PIXEL_DATA = 0x7FE00010
 GREY = ("MONOCHROME1", "MONOCHROME2")
+_JPEG_LS_FRAME, _NO_FRAMES = 0xF7, (0xC4, 0xC8, 0xCC)
+"""Second bytes of markers: a frame of JPEG-LS; tables and extensions among those of JPEG's frames (C0 to CF)."""
 _NATIVE = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian}
 _KEEPS_STRAY_BITS = {*_NATIVE, ExplicitVRBigEndian, RLELossless}
-"""Syntaxes that carry the whole cell; the codestreams of the others carry only the stored bits."""
+"""Syntaxes that carry the whole cell; a codestream of the others says itself how many bits it carries."""
 
 
 def stored_values(ds: Dataset, name: str) -> NDArray[Any]:
@@ -96,7 +100,7 @@ def _native_bytes(ds: Dataset) -> bytes:
 def _decoded(ds: Dataset, name: str, syntax: UID) -> NDArray[Any]:
     """Decode by pydicom's plugins; a crafted RLE frame raises a `BaseException` that is no `Exception`."""
     try:
-        return np.asarray(pixel_array(ds, raw=True))
+        return np.asarray(pixel_array(ds, raw=True, correct_unused_bits=False))  # it would go by Bits Stored alone
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a decoder is a stranger's code on a stranger's bytes
@@ -109,12 +113,27 @@ def _clean(ds: Dataset, raw: NDArray[Any], syntax: UID) -> NDArray[Any]:
     cell = raw.dtype.itemsize * 8
     stored = integer(ds, "BitsStored", cell)
     low = integer(ds, "HighBit", stored - 1) - stored + 1
-    signed = raw.dtype.kind == "i"
-    if not 0 < stored < cell or not 0 <= low <= cell - stored or not (signed or syntax in _KEEPS_STRAY_BITS):
+    if not 0 < stored < cell or not 0 <= low <= cell - stored:
         return raw
-    if syntax not in _KEEPS_STRAY_BITS:
-        low = 0
+    if low and syntax not in _KEEPS_STRAY_BITS and _precision(ds, syntax) < low + stored:
+        low = 0  # the encoder took only the stored bits out of their cells
     # Up to the top of the cell and down again: the shift back fills with zeros, or with the sign.
     raised: NDArray[Any] = np.left_shift(raw, raw.dtype.type(cell - stored - low))
     np.right_shift(raised, raw.dtype.type(cell - stored), out=raised)
     return raised
+
+
+def _precision(ds: Dataset, syntax: UID) -> int:
+    """Return how many bits of a cell the codestream of the first frame carries, 0 where it does not say.
+
+    Whole cells, overlays and all, are what DCMTK's encoders take by default; others take the stored bits alone.
+    """
+    code = get_frame(ds.PixelData, 0, number_of_frames=integer(ds, "NumberOfFrames", 1) or 1)
+    if syntax in JPEG2000TransferSyntaxes:
+        return int(get_j2k_parameters(code).get("precision", 0))
+    place = 2  # past the start of image: segments of a marker, a length and its bytes (ISO/IEC 10918-1 §B.1.1.4)
+    while place + 5 <= len(code) and code[place] == 0xFF:
+        if code[place + 1] == _JPEG_LS_FRAME or (code[place + 1] & 0xF0 == 0xC0 and code[place + 1] not in _NO_FRAMES):
+            return code[place + 4]
+        place += 2 + int.from_bytes(code[place + 2 : place + 4], "big")
+    return 0
