@@ -59,10 +59,11 @@ def written(slices: Sequence[Dataset], folder: Path) -> list[Path]:
 
 
 def volume_of(slices: Sequence[Dataset], spacing_mm: tuple[float, float, float] | None) -> Volume:
-    """The volume of single-frame slices that are already in order; affine as the first slice and spacing say."""
+    """The volume of single-frame slices that are already in order; voxels as large as the spacing says."""
     pixels = np.stack([ds.pixel_array for ds in slices]).astype(np.float32)
     sources = tuple(Source(str(ds.SOPInstanceUID)) for ds in slices)
-    return Volume(pixels, np.eye(4), sources, spacing_mm, str(slices[0].Modality), is_projection=False)
+    affine = np.diag([*(spacing_mm or (1.0, 1.0, 1.0))[::-1], 1.0])
+    return Volume(pixels, affine, sources, spacing_mm, str(slices[0].Modality), is_projection=False)
 
 
 def film_of(ds: Dataset, spacing_mm: tuple[float, float, float] | None = None) -> Volume:

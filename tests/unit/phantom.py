@@ -99,6 +99,29 @@ def stack(
     ]
 
 
+def enhanced(frames: Sequence[Dataset], order: Sequence[int]) -> Dataset:
+    """One enhanced object of single-frame slices, frames in `order`, each rescaled by its own item."""
+    stored = np.concatenate([np.frombuffer(frames[k].PixelData, np.uint16) for k in order])
+    ds = image(stored.reshape(-1, 16), SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=len(frames))
+    ds.Rows, ds.SharedFunctionalGroupsSequence = 20, [Dataset()]
+    ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [_item(frames[0], "ImageOrientationPatient")]
+    ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [_item(frames[0], "PixelSpacing")]
+    ds.PerFrameFunctionalGroupsSequence = []
+    for k in order:
+        groups = Dataset()
+        groups.PlanePositionSequence = [_item(frames[k], "ImagePositionPatient")]
+        groups.PixelValueTransformationSequence = [_item(frames[k], "RescaleSlope", "RescaleIntercept")]
+        ds.PerFrameFunctionalGroupsSequence.append(groups)
+    return ds
+
+
+def _item(source: Dataset, *keywords: str) -> Dataset:
+    item = Dataset()
+    for keyword in keywords:
+        item[keyword] = source[keyword]
+    return item
+
+
 def film(pixels: NDArray[Any], **attributes: Any) -> Dataset:
     """A chest film without any plane in the patient."""
     ds = image(pixels, Modality="CR", SOPClassUID="1.2.840.10008.5.1.4.1.1.1", **attributes)

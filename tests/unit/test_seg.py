@@ -13,8 +13,10 @@ from node.errors import Unsuitable
 from node.findings import Measurement, Reading, Segment, Segmentation, Source, Volume
 from node.simulate import phantoms
 from tests import readings
+from tests.unit.phantom import ORIENTATIONS, body, enhanced, save, stack
 from workers.load.series import load
-from workers.report import evidence, rules_seg, seg
+from workers.predict.measure import volume_ml
+from workers.report import evidence, gate, rules_seg, seg
 from workers.report.context import Context
 
 Labels = NDArray[np.uint8]
@@ -175,6 +177,40 @@ def test_an_image_without_slice_thickness_gives_its_distance(tmp_path: Path) -> 
     context = readings.context(readings.written(slices, tmp_path))
     made = evidence.build(readings.volume_reading(volume, mask), [volume], context)[0].dataset
     assert float(made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness) == 2.5
+
+
+@pytest.mark.parametrize("said", [None, 1.0, -2.5, 25.0])
+@pytest.mark.parametrize("is_enhanced", [False, True])
+def test_the_voxels_of_a_seg_are_as_large_as_the_sr_counts_them(
+    is_enhanced: bool, said: float | None, tmp_path: Path
+) -> None:
+    """Spacing Between Slices of the images may be anything; readers of a SEG multiply by it."""
+    datasets = stack(body(), ORIENTATIONS["oblique"], (2.5, 0.8, 0.7), RescaleSlope=1, RescaleIntercept=0)
+    order = [7, 2, 0, 11, 1, 3, 9, 4, 5, 6, 8, 10]
+    images = [enhanced(datasets, order)] if is_enhanced else datasets
+    measured = images[0].SharedFunctionalGroupsSequence[0].PixelMeasuresSequence if is_enhanced else images
+    for item in measured:
+        item.SpacingBetweenSlices = said
+        item.SliceThickness = -1 if said == 25.0 else 5
+        if said is None:
+            del item.SpacingBetweenSlices
+    paths = save(images, tmp_path)
+    [volume] = load(paths, 3)
+    found = segment(1, (body() == 1000).astype(np.uint8))
+    ml = volume_ml(body() == 1000, volume)
+    segmentation = Segmentation(
+        (body() == 1000).astype(np.uint8), volume.sources, (replace(found, measurements=(ml,)),)
+    )
+    reading = Reading(readings.algorithm(), readings.STARTED, (), (segmentation,))
+    documents = evidence.build(reading, [volume], readings.context(paths))
+    gate.check(documents, reading, [volume], readings.context(paths))
+    ds = documents[0].dataset
+    [measures] = ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    voxel_mm3 = float(measures.SpacingBetweenSlices) * float(np.prod([float(mm) for mm in measures.PixelSpacing]))
+    count = sum(int(frame.mask.sum()) for frame in rules_seg.frames(ds))
+    assert count * voxel_mm3 == pytest.approx(1000 * ml.value, rel=1e-4)
+    assert ml.value == pytest.approx((body() == 1000).sum() * 2.5 * 0.8 * 0.7 / 1000, rel=1e-4)
+    assert float(measures.SliceThickness) == pytest.approx(2.5 if said == 25.0 else 5.0)
 
 
 def test_sections_without_a_frame_of_reference_are_not_suitable(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLS
 
 from node.errors import Unsuitable
 from node.findings import Source
-from tests.unit.phantom import ORIENTATIONS, body, film, image, positions, save, stack
+from tests.unit.phantom import ORIENTATIONS, body, enhanced, film, image, positions, save, stack
 from workers.load import series
 from workers.load.series import load
 
@@ -130,29 +130,6 @@ def test_two_b_values_in_one_series_are_refused(tmp_path: Path) -> None:
     datasets = [*stack(body(), DiffusionBValue=0.0), *stack(body() // 2, DiffusionBValue=1000.0)]
     with pytest.raises(Unsuitable, match=r"different pictures of the same place, z = 7\.0 mm"):
         load(save(datasets, tmp_path), 3)
-
-
-def enhanced(frames: Sequence[Dataset], order: Sequence[int]) -> Dataset:
-    """One enhanced object of single-frame slices, frames in `order`, each rescaled by its own item."""
-    stored = np.concatenate([np.frombuffer(frames[k].PixelData, np.uint16) for k in order])
-    ds = image(stored.reshape(-1, 16), SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1", NumberOfFrames=len(frames))
-    ds.Rows, ds.SharedFunctionalGroupsSequence = 20, [Dataset()]
-    ds.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence = [_item(frames[0], "ImageOrientationPatient")]
-    ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence = [_item(frames[0], "PixelSpacing")]
-    ds.PerFrameFunctionalGroupsSequence = []
-    for k in order:
-        groups = Dataset()
-        groups.PlanePositionSequence = [_item(frames[k], "ImagePositionPatient")]
-        groups.PixelValueTransformationSequence = [_item(frames[k], "RescaleSlope", "RescaleIntercept")]
-        ds.PerFrameFunctionalGroupsSequence.append(groups)
-    return ds
-
-
-def _item(source: Dataset, *keywords: str) -> Dataset:
-    item = Dataset()
-    for keyword in keywords:
-        item[keyword] = source[keyword]
-    return item
 
 
 def test_an_enhanced_object_equals_its_frames(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ _SEGMENT = (
 )
 _ALGORITHM = ("AlgorithmFamilyCodeSequence", "AlgorithmName", "AlgorithmVersion")
 _POSITION_TOLERANCE_MM = 1e-3
+_VOLUME_TOLERANCE = 1e-2
+"""Of a voxel: pixel spacings of one series may differ by a thousandth of a millimeter."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,15 @@ def _references(case: Case) -> Iterator[str]:
             shared.get("PixelMeasuresSequence") and shared.get("PlaneOrientationSequence")
         ):
             yield "a film's SEG has no plane, which blanks viewers"
+        if not volume.is_projection and not _is_measured(shared.PixelMeasuresSequence[0], volume):
+            yield "a voxel of it is not as large as one of the images"
+
+
+def _is_measured(measures: Dataset, volume: Volume) -> bool:
+    """Say whether spacing and distance give the voxels that the SR's volume counts."""
+    rows, columns = (float(value) for value in measures.PixelSpacing)
+    voxel_mm3 = abs(float(np.linalg.det(volume.affine_mm[:3, :3])))
+    return abs(rows * columns * float(measures.SpacingBetweenSlices) - voxel_mm3) <= _VOLUME_TOLERANCE * voxel_mm3
 
 
 def _equipment(case: Case) -> Iterator[str]:

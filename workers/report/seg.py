@@ -136,15 +136,36 @@ def on_frames(
         headers = [run.header(source) for source in where]
         images = [sources.without_quirks(header, is_projection=volume.is_projection) for header in headers]
         for image in images:
-            if not image.get("SliceThickness"):  # type 2 in an image, type 1C here; the distance is what we know
-                distance = round(volume.spacing_mm[0], 6) if volume.spacing_mm else 1
-                image.add_new("SliceThickness", "DS", distance)  # the header keeps its own element
+            _measured(image, volume)
         return images, pixels
     header = run.header(first)
     frames = np.zeros((int(header.NumberOfFrames), *pixels.shape[1:]), pixels.dtype)
     for k, source in enumerate(where):
         frames[(source.frame_number or 1) - 1] = pixels[k]
-    return [sources.without_quirks(header, is_projection=volume.is_projection)], frames
+    image = sources.without_quirks(header, is_projection=volume.is_projection)
+    _measured(image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], volume)
+    return [image], frames
+
+
+def distance_mm(volume: Volume) -> float:
+    """Return how far the slices of `volume` lie apart along their normal, as a DS has room for; 1 where unknown."""
+    if volume.spacing_mm is None:
+        return 1.0
+    voxel_mm3 = abs(float(np.linalg.det(volume.affine_mm[:3, :3])))
+    return round(voxel_mm3 / (volume.spacing_mm[1] * volume.spacing_mm[2]), 6)
+
+
+def _measured(measures: Dataset, volume: Volume) -> None:
+    """Say how far apart the slices lie as their positions say it: what the image says itself may be anything.
+
+    Readers of a SEG multiply by it, or by Slice Thickness (type 2 in an image, type 1C here) where it is not there.
+    """
+    thickness = measures.get("SliceThickness")
+    if not thickness or not float(thickness) > 0:
+        measures.add_new("SliceThickness", "DS", distance_mm(volume))  # the header keeps its own element
+    measures.pop("SpacingBetweenSlices", None)
+    if not volume.is_projection:
+        measures.add_new("SpacingBetweenSlices", "DS", distance_mm(volume))
 
 
 def require_place(headers: Iterable[Dataset], volume: Volume) -> None:

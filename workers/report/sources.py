@@ -139,9 +139,9 @@ def _planes_only(copy: Dataset) -> None:
     frames = copy.PerFrameFunctionalGroupsSequence
     kept = Dataset()
     for keyword in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
-        found = shared.get(keyword) or frames[0].get(keyword)
+        found = frames[0].get(keyword) or shared.get(keyword)  # in the order in which the images were read
         if found:
-            setattr(kept, keyword, found)
+            setattr(kept, keyword, [Dataset(found[0])])
     places = []
     for frame in frames:
         place = Dataset()
