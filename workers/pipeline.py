@@ -22,6 +22,7 @@ from node.bundles import load as load_bundle
 from node.errors import Permanent, Transient, Unsuitable
 from node.findings import Detection, Finding, Reading, Segment, Volume
 from workers.imports import uncollected
+from workers.room import is_full
 
 if TYPE_CHECKING:
     from workers.predict.network import Network
@@ -83,6 +84,7 @@ class Outcome:
     `reason` is for people, empty when reported. `transient`: trying again may help. `documents`: per file its kind,
     sop_class_uid, sop_instance_uid, series_instance_uid and file (path). `figures`: what a reported reading took, in
     seconds and megabytes, and the shapes that went through the network. `warnings`: what the node logged meanwhile.
+    `is_full`: it failed because a disk is full.
     """
 
     kind: Literal["reported", "unsuitable", "failed"]
@@ -92,6 +94,7 @@ class Outcome:
     documents: tuple[dict[str, str], ...]
     figures: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    is_full: bool = False
 
     def to_json(self) -> str:
         """Return the outcome as one line of JSON."""
@@ -128,7 +131,7 @@ def read(request: Request) -> Outcome:
     except Transient as error:
         return Outcome("failed", str(error), True, "", ())
     except OSError as error:
-        return Outcome("failed", f"A file could not be read or written: {error}", True, "", ())
+        return Outcome("failed", f"A file could not be read or written: {error}", True, "", (), is_full=is_full(error))
 
 
 def _not_read(request: Request, bundle: Bundle, why: str) -> str:

@@ -22,7 +22,7 @@ from node.bundles import Bundle
 from node.clock import Clock
 from node.configvalues import ResultKind
 from node.crashpoints import reach
-from node.errors import BundleError, DatabaseUnavailable, Permanent, Unsuitable, WetreadError
+from node.errors import BundleError, DatabaseUnavailable, NoRoom, Permanent, Unsuitable, WetreadError
 from node.settings import Settings, state_folder
 from node.store import deliveries, jobs, studies
 from node.store.db import Database
@@ -32,6 +32,7 @@ from node.store.studies import InstanceRow
 from node.study import read_instance
 from workers.pipeline import Outcome, Request
 from workers.reader import Reader
+from workers.room import REST_S, Room
 from workers.send import outbox
 from workers.send.lanes import Lanes
 
@@ -55,6 +56,7 @@ class Desk:
     now: Clock = clock.now
     stopping: threading.Event = field(default_factory=threading.Event)
     lanes: Lanes = field(default_factory=Lanes)
+    room: Room = field(default_factory=Room)
 
 
 def send(desk: Desk, delivery_id: str) -> None:
@@ -73,6 +75,8 @@ def read(desk: Desk, job_id: str) -> None:
     if desk.stopping.is_set() or not _is_id(job_id, "read"):
         return
     with _border(job_id):
+        if not desk.room.is_there(desk.spool.root, state_folder(desk.settings)):
+            return  # it is rung for again
         reach("claim.before")
         claimed = jobs.claim_most_urgent(desk.db, job_id, desk.worker, desk.now(), desk.lease_s)
         if claimed is not None:
@@ -89,10 +93,14 @@ def _work(desk: Desk, claimed: Claimed) -> None:
                 log.warning("The lease of job %s was lost; its result is discarded.", claimed.id)
             elif outcome.kind == "failed" and desk.stopping.is_set():
                 jobs.released(desk.db, claimed, desk.worker, "the worker was told to stop", desk.now())
+            elif outcome.is_full:
+                _wait_for_room(desk, claimed, outcome.reason)
             else:
                 _file(desk, claimed, outcome, out)
         except DatabaseUnavailable:
             raise  # nothing can be noted; the lease runs out
+        except NoRoom as error:
+            _wait_for_room(desk, claimed, str(error))
         except WetreadError as error:
             _fail(desk, claimed, str(error), transient=not isinstance(error, Permanent))
 
@@ -194,6 +202,12 @@ def _fail(desk: Desk, claimed: Claimed, reason: str, transient: bool) -> None:
         reason,
         extra={"action": "job_failed", "job_id": claimed.id},
     )
+
+
+def _wait_for_room(desk: Desk, claimed: Claimed, reason: str) -> None:
+    """Give the job back for a while; what it waits for is no attempt of its own."""
+    jobs.released(desk.db, claimed, desk.worker, reason, desk.now(), REST_S)
+    log.warning("Job %s waits: %s", claimed.id, reason, extra={"action": "job_waits", "job_id": claimed.id})
 
 
 @contextmanager

@@ -155,11 +155,11 @@ def failed(
         return to if _end(connection, claimed, worker, to, told, now, not_before=now + rest) else None
 
 
-def released(db: Database, claimed: Claimed, worker: str, reason: str, now: float) -> bool:
+def released(db: Database, claimed: Claimed, worker: str, reason: str, now: float, rest_s: float = 0.0) -> bool:
     """Give a job back untouched, as a worker does that is told to stop; the attempt is not counted."""
-    attempts = max(claimed.attempts - 1, 0)
+    changes = {"attempts": max(claimed.attempts - 1, 0), "not_before": now + rest_s}
     with db.transaction() as connection:
-        return _end(connection, claimed, worker, JobState.QUEUED, reason, now, attempts=attempts, not_before=now)
+        return _end(connection, claimed, worker, JobState.QUEUED, reason, now, **changes)
 
 
 def retry(db: Database, job_id: str, now: float) -> bool:

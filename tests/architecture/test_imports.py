@@ -36,7 +36,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("node.accept", "node.assemble", "node.route"),
     ("node.web",),
     ("node.loop",),
-    ("workers.child", "workers.imports"),
+    ("workers.child", "workers.imports", "workers.room"),
     ("workers.load", "workers.predict", "workers.report", "workers.send"),
     ("workers.restraint",),
     ("workers.pipeline",),

@@ -58,6 +58,8 @@ def read(request: Request) -> Outcome:
         made = Path(tempfile.mkdtemp())
         (made / "left behind").touch()
         return replace(_reported(request), summary=str(made))
+    elif mode == "full":
+        return Outcome("failed", "A file could not be written: no space left", True, "", (), is_full=True)
     elif mode == "warn":
         logging.getLogger("workers.predict.memory").warning("%s goes on with less memory\nand more", "bundle")
         logging.getLogger("pydicom").warning("Doe^John has an odd date")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_a_series_becomes_evidence_documents(asked: Request) -> None:
         assert ds.SeriesInstanceUID == document["series_instance_uid"]
         assert ds.StudyInstanceUID == asked.study_instance_uid
     assert len(list(Path(asked.out).iterdir())) == len(outcome.documents)
+
+
+def test_a_disk_that_is_full_is_told_apart_from_other_faults_of_files(asked: Request) -> None:
+    out = Path(asked.out)
+    out.mkdir()
+    for number, kind in itertools.product((1, 2, 3), ("SR", "SEG", "SC")):
+        (out / f"phantom-{number}-{kind}.dcm").symlink_to("/dev/full")
+    outcome = read(asked)
+    assert (outcome.kind, outcome.transient, outcome.is_full) == ("failed", True, True), outcome.reason
+    gone = read(dataclasses.replace(asked, out=str(out / "phantom-1-SR.dcm" / "x")))
+    assert (gone.kind, gone.transient, gone.is_full) == ("failed", True, False), gone.reason
 
 
 def test_the_same_request_gives_the_same_bytes(asked: Request, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from node.bundles import Bundle
 from node.store import jobs
 from node.store.jobs import Claimed
 from tests.unit.jobs_on_disk import make_bundle, open_desk, queue_job, settings_in
-from workers import app, tasks
+from workers import app, room, tasks
 from workers.tasks import Desk
 
 
@@ -153,8 +153,38 @@ def test_a_spool_without_room_leaves_the_job_queued(tmp_path: Path, bundle: Bund
         shutil.rmtree(tmp_path / "spool" / "results")
         (tmp_path / "spool" / "results").write_text("in the way")
         job = run(desk, job_id)
-        assert job["state"] == "QUEUED"
+        assert (job["state"], job["attempts"]) == ("QUEUED", 0)
         assert "The spool refused a write" in job["reason"]
+
+
+def test_a_reading_that_finds_the_disk_full_waits_for_room_and_is_no_attempt(tmp_path: Path, bundle: Bundle) -> None:
+    """A disk that was full for a minute made a dead letter of every job that was queued."""
+    with desk_in(tmp_path, "full") as desk:
+        job_id = queue_job(desk.db, desk.spool, bundle)
+        for hour in range(5):
+            desk.now = lambda hour=hour: 1e10 + 3600.0 * hour  # type: ignore[misc]
+            job = run(desk, job_id)
+            assert (job["state"], job["attempts"]) == ("QUEUED", 0), job["reason"]
+            assert job["not_before"] == desk.now() + room.REST_S
+        assert "no space left" in job["reason"]
+
+
+def test_no_reading_begins_without_room_and_the_log_says_so_once(
+    tmp_path: Path, bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with desk_in(tmp_path) as desk:
+        job_id = queue_job(desk.db, desk.spool, bundle)
+        desk.room = room.Room(least=2**62)
+        with caplog.at_level("INFO", logger="workers.room"):
+            for _ in range(3):
+                assert run(desk, job_id)["state"] == "QUEUED"
+            assert len(run(desk, job_id)["history"]) == 1, "it was not even claimed"
+            desk.room._least = 0
+            assert run(desk, job_id)["state"] == "REPORTED"
+        assert [(r.levelname, r.message.partition(":")[2]) for r in caplog.records] == [
+            ("ERROR", " readings wait, and no attempt counts. Free some space."),
+            ("INFO", " readings go on."),
+        ]
 
 
 def test_a_lost_lease_ends_the_reading_and_discards_it(tmp_path: Path, bundle: Bundle) -> None:
