@@ -32,6 +32,7 @@ def image(pixels: NDArray[Any], **attributes: Any) -> Dataset:
     ds.SOPInstanceUID = generate_uid()
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = "1.2.3", "1.2.3.4", "1.2.3.5"
     ds.Modality = "CT"
+    ds.RescaleIntercept, ds.RescaleSlope = 0, 1
     ds.InstanceNumber = 1
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.Rows, ds.Columns = pixels.shape[-2:]

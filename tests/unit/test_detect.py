@@ -110,6 +110,20 @@ def test_a_film_has_boxes_too(tmp_path: Path) -> None:
     assert [box.left, box.top, box.right, box.bottom] == pytest.approx([3.5, 4.5, 12.5, 16.5])
 
 
+def test_boxes_of_all_slices_that_are_not_told_are_counted(tmp_path: Path) -> None:
+    """One on each of twelve slices, of which no slice has more than are told."""
+    flat = zoo.finder(tmp_path / "zoo", '[boxes]\nmode = "xyxy"\n', dimensions=2)
+    dicom = (flat.folder / "configs" / "dicom.toml").read_text().replace("threshold = 0.5", "threshold = 0.5\nmost = 4")
+    (flat.folder / "configs" / "dicom.toml").write_text(
+        dicom.replace("dimensions = 2", "dimensions = 3\nper_slice = true")
+    )
+    bundle = bundles.load(flat.folder)
+    volumes = load_for(save(stack(cube()), tmp_path / "in"), bundle.dicom)
+    reading = read_it(bundle, volumes)
+    assert [len(detection.boxes) for detection in reading.detections] == [4]
+    assert reading.remarks == ("12 of Thing 0 were found; the 4 with the best scores are told.",)
+
+
 @pytest.mark.parametrize(
     ("boxes", "message"),
     [

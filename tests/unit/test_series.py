@@ -145,6 +145,52 @@ def test_an_enhanced_object_equals_its_frames(tmp_path: Path) -> None:
     assert one.sources == tuple(Source(whole.SOPInstanceUID, order.index(k) + 1) for k in range(12))
 
 
+@pytest.mark.parametrize("is_enhanced", [False, True])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"RescaleType": "MGML"}, r"is a CT in MGML \(mg/ml\), not in Hounsfield units"),
+        ({"RescaleType": "Z_EFF"}, r"is a CT in Z_EFF"),
+        ({"RescaleIntercept": None, "RescaleSlope": None}, r"is a CT without Rescale Intercept \(0028,1052\)"),
+    ],
+)
+def test_a_ct_that_is_not_in_hounsfield_units_is_refused(
+    change: dict[str, str | None], reason: str, is_enhanced: bool, tmp_path: Path
+) -> None:
+    """One slice of twelve is enough: with the others it would be a step of a thousand units."""
+    images = [enhanced(stack(body()), range(12))] if is_enhanced else stack(body())
+    groups = images[0].get("PerFrameFunctionalGroupsSequence")
+    one = groups[7].PixelValueTransformationSequence[0] if groups else images[7]
+    for keyword, value in change.items():
+        setattr(one, keyword, value)
+        if value is None:
+            del one[keyword]
+    with pytest.raises(Unsuitable, match=reason):
+        load(save(images, tmp_path), 3)
+
+
+@pytest.mark.parametrize("kind", [None, "HU", "HU_MOD", "US"])
+def test_hounsfield_units_go_by_several_names(kind: str | None, tmp_path: Path) -> None:
+    [volume] = load(save(stack(body(), RescaleIntercept=-1024, **({"RescaleType": kind} if kind else {})), tmp_path), 3)
+    assert np.array_equal(volume.pixels, body() - 1024.0)
+
+
+def test_other_units_are_no_fault_of_other_modalities(tmp_path: Path) -> None:
+    bare = stack(body(), Modality="MR", RescaleIntercept=None, RescaleSlope=None)
+    assert np.array_equal(load(save(bare, tmp_path), 3)[0].pixels, body())
+
+
+def test_a_slice_of_padding_alone_is_as_dark_as_the_darkest_pixel(tmp_path: Path) -> None:
+    """The ends of a volume that was cut at a slant: two thousand units below air, were they read as they stand."""
+    datasets = stack(body().astype(np.int16), RescaleIntercept=-1024, PixelPaddingValue=-2000)
+    for ds in (datasets[0], datasets[11]):
+        ds.PixelData = np.full((20, 16), -2000, np.int16).tobytes()
+    [volume] = load(save(datasets, tmp_path), 3)
+    expected = body() - 1024.0
+    expected[[0, 11]] = expected[1:11].min()
+    assert np.array_equal(volume.pixels, expected)
+
+
 def test_frames_that_nobody_describes_are_refused(tmp_path: Path) -> None:
     ds = stack(body())[0]
     ds.NumberOfFrames, ds.PixelData, ds.PerFrameFunctionalGroupsSequence = 12, body().tobytes(), [Dataset()]

@@ -19,7 +19,7 @@ from node.findings import Volume
 from workers.load import geometry, patients
 from workers.load.pixels import stored_values
 from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image
-from workers.load.values import displayed, rescaled
+from workers.load.values import displayed, is_all_padding, require_hounsfield, rescaled
 
 _THREADS = 4
 """Slices decoded at a time."""
@@ -79,6 +79,7 @@ def _film(image: Image, frame: Slice, stored: NDArray[np.generic]) -> Volume:
         spacing, projection = calibrated_spacing(image.ds), True
         affine = geometry.film_affine(spacing)
     else:
+        _require_units(image, frame)
         pixels = rescaled(stored, image.ds, image.name, frame.transformation)
         spacing, projection = plane.spacing_mm, False
         affine = geometry.slice_affine(plane)
@@ -93,23 +94,35 @@ def _volume(images: Sequence[Image]) -> Volume:
     def same_picture(i: int, j: int) -> bool:
         return np.array_equal(_pixels(*where[i]), _pixels(*where[j]))
 
+    for image, frame in where:
+        _require_units(image, frame)
     stack = geometry.stack([frame.plane for _, frame in where], same_picture)
     kept = {id(where[i][1]): k for k, i in enumerate(stack.order)}
     pixels = np.empty((len(stack.order), *where[0][1].plane.shape), dtype=np.float32)
+    is_empty = np.zeros(len(pixels), np.bool_)
 
     def fill(image: Image) -> None:
         for frame, stored in _frames(image):
             if id(frame) in kept:
-                rescaled(stored, image.ds, image.name, frame.transformation, out=pixels[kept[id(frame)]])
+                k = kept[id(frame)]
+                rescaled(stored, image.ds, image.name, frame.transformation, out=pixels[k])
+                is_empty[k] = is_all_padding(stored, image.ds)
 
     wanted = [image for image in images if any(id(frame) in kept for frame in image.slices)]
     # Decoders and NumPy let go of the interpreter. An object of many frames is large by itself: one at a time.
     with ThreadPoolExecutor(_THREADS if len(wanted) == len(kept) else 1) as threads:
         for _ in threads.map(fill, wanted):
             pass
+    if is_empty.any() and not is_empty.all():
+        pixels[is_empty] = pixels[~is_empty].min()
     _require_contrast(pixels, "its images are blank")
     sources = tuple(where[i][1].source for i in stack.order)
     return Volume(pixels, stack.affine_mm, sources, stack.spacing_mm, images[0].modality, is_projection=False)
+
+
+def _require_units(image: Image, frame: Slice) -> None:
+    if image.modality == "CT":
+        require_hounsfield(image.ds, image.name, frame.transformation)
 
 
 def _pixels(image: Image, frame: Slice) -> NDArray[np.float32]:

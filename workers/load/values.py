@@ -41,6 +41,39 @@ def rescaled(
     return out
 
 
+def require_hounsfield(ds: Dataset, name: str, transformation: Dataset | None = None) -> None:
+    """Raise `Unsuitable` where the values of a CT are not in Hounsfield units, or nobody says how they become such.
+
+    Slope and Intercept are type 1 in a CT image; maps of iodine or of electron density are CT images too, in units of
+    their own (PS3.3 §C.8.2.1.1.4, §C.11.1.1.2). "US", unspecified, is what exporters write under Hounsfield units.
+    """
+    source = transformation if transformation is not None else ds
+    if "RescaleIntercept" not in source and not (source is ds and ds.get("ModalityLUTSequence")):
+        raise Unsuitable(
+            f"{name} is a CT without Rescale Intercept (0028,1052): what its values are in Hounsfield units is unknown"
+        )
+    kind = text(source, "RescaleType") or text(ds, "RescaleType")
+    if kind in _OTHER_UNITS:
+        raise Unsuitable(f"{name} is a CT in {kind} ({_OTHER_UNITS[kind]}), not in Hounsfield units")
+
+
+_OTHER_UNITS = {
+    "OD": "thousandths of optical density",
+    "MGML": "mg/ml",
+    "Z_EFF": "effective atomic number",
+    "ED": "electron density",
+    "EDW": "electron density relative to water",
+    "PCT": "percent",
+}
+"""Defined Terms of Rescale Type that are none of Hounsfield units (HU, HU_MOD)."""
+
+
+def is_all_padding(stored: NDArray[Any], ds: Dataset) -> bool:
+    """Say whether a frame is nothing but padding, as the ends of a volume that was cut at a slant."""
+    padding = _where_padded(stored, ds)
+    return padding is not None and bool(padding.all())
+
+
 def displayed(stored: NDArray[Any], ds: Dataset, name: str) -> NDArray[np.float32]:
     """Return one film as display values, float32, bone bright: the first VOI LUT or window, MONOCHROME1 inverted."""
     padding = _padding(stored, ds)
@@ -97,13 +130,17 @@ def _has_no_window(ds: Dataset) -> bool:
 
 def _padding(stored: NDArray[Any], ds: Dataset) -> NDArray[np.bool_] | None:
     """Where the pixels are padding (PS3.3 §C.7.5.1.1.2), or None where none or all of them are."""
+    padding = _where_padded(stored, ds)
+    return padding if padding is not None and padding.any() and not padding.all() else None
+
+
+def _where_padded(stored: NDArray[Any], ds: Dataset) -> NDArray[np.bool_] | None:
     first = _as_stored(ds, "PixelPaddingValue")
     if first is None:
         return None
     last = _as_stored(ds, "PixelPaddingRangeLimit")
     low, high = sorted((first, first if last is None else last))
-    padding = (stored >= low) & (stored <= high)
-    return padding if padding.any() and not padding.all() else None
+    return np.asarray((stored >= low) & (stored <= high))
 
 
 def _as_stored(ds: Dataset, keyword: str) -> int | None:

@@ -54,8 +54,8 @@ def found(said: Any, entry: BoxEntry, affine_ras_mm: Any, title: str) -> Found:
     return Found(boxes, labels.astype(np.int64), scores, np.asarray(affine_ras_mm, np.float64))
 
 
-def detections(said: Found, volume: Volume, bundle: Bundle) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
-    """Return one Detection for each `[[detection]]` of `bundle`, with its boxes, best first; and remarks.
+def detections(said: Found, volume: Volume, bundle: Bundle) -> tuple[Detection, ...]:
+    """Return one Detection for each `[[detection]]` of `bundle`, with all its boxes, best first.
 
     Raises `Permanent` for a label that no `[[detection]]` has.
     """
@@ -64,25 +64,32 @@ def detections(said: Found, volume: Volume, bundle: Bundle) -> tuple[tuple[Detec
     if unknown := sorted(set(said.labels.tolist()) - {entry.value for entry in entries}):
         raise Permanent(f"{bundle.title} answered with labels {unknown[:5]} that dicom.toml does not explain.")
     low, high = _on_source(said, bundle.dicom.boxes, volume)
-    remarks, made = [], []
+    made = []
     for entry in entries:
         wanted = np.flatnonzero((said.labels == entry.value) & (said.scores >= entry.threshold))
         ordered = sorted(wanted.tolist(), key=lambda k: -float(said.scores[k]))
         boxes = [box for k in ordered if (box := _box(low[k], high[k], float(said.scores[k]), volume))]
-        made.append(_detection(entry, tuple(boxes[: entry.most]), volume))
-        if len(boxes) > entry.most:
-            remarks.append(f"{len(boxes)} of {entry.label} were found; the {entry.most} with the best scores are told.")
-    return tuple(made), tuple(remarks)
+        made.append(_detection(entry, tuple(boxes), volume))
+    return tuple(made)
 
 
-def joined(each: list[tuple[Detection, ...]], bundle: Bundle) -> tuple[Detection, ...]:
-    """Put the detections of the slices of one volume together, best box first, at most as many as are told."""
-    together = []
-    for k, entry in enumerate(bundle.dicom.detection):
-        boxes = sorted((box for said in each for box in said[k].boxes), key=lambda box: -box.score)
-        middle = each[len(each) // 2][k]
-        together.append(_with(middle, tuple(boxes[: entry.most])))
-    return tuple(together)
+def joined(each: list[tuple[Detection, ...]]) -> tuple[Detection, ...]:
+    """Put the detections of the slices of one volume together, best box first."""
+    middle = each[len(each) // 2]
+    boxes = (
+        sorted((box for said in each for box in said[k].boxes), key=lambda b: -b.score) for k in range(len(middle))
+    )
+    return tuple(_with(detection, tuple(found)) for detection, found in zip(middle, boxes, strict=True))
+
+
+def at_most(found: tuple[Detection, ...], bundle: Bundle) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
+    """Return `found` with as many boxes as are told of each, and a remark for each that has more."""
+    told, remarks = [], []
+    for entry, detection in zip(bundle.dicom.detection, found, strict=True):
+        told.append(_with(detection, detection.boxes[: entry.most]))
+        if (number := len(detection.boxes)) > entry.most:
+            remarks.append(f"{number} of {entry.label} were found; the {entry.most} with the best scores are told.")
+    return tuple(told), tuple(remarks)
 
 
 def _array(value: Any) -> Points:

@@ -145,7 +145,7 @@ def _references(case: Case) -> Iterator[str]:
             shared.get("PixelMeasuresSequence") and shared.get("PlaneOrientationSequence")
         ):
             yield "a film's SEG has no plane, which blanks viewers"
-        if not volume.is_projection and not _is_measured(shared.PixelMeasuresSequence[0], volume):
+        if len(volume.sources) > 1 and not _is_measured(shared.PixelMeasuresSequence[0], volume):
             yield "a voxel of it is not as large as one of the images"
 
 

@@ -164,7 +164,7 @@ def _measured(measures: Dataset, volume: Volume) -> None:
     if not thickness or not float(thickness) > 0:
         measures.add_new("SliceThickness", "DS", distance_mm(volume))  # the header keeps its own element
     measures.pop("SpacingBetweenSlices", None)
-    if not volume.is_projection:
+    if len(volume.sources) > 1:
         measures.add_new("SpacingBetweenSlices", "DS", distance_mm(volume))
 
 
