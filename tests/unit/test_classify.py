@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from node.clock import to_datetime
 from node.errors import Permanent
 from node.findings import Finding
+from tests.unit import zoo
 from tests.unit.phantom import body, classifier, film, save, stack
 from workers.load.series import load
 from workers.predict.classify import findings
@@ -97,3 +100,41 @@ def test_weights_that_were_exchanged_on_disk_are_not_named_for_a_warm_network(tm
     (bundle.folder / "models" / "model.pt").write_bytes(b"others")
     named = read(network, [volume], bundle, to_datetime(0)).algorithm
     assert named.weights_sha256 == hashlib.sha256(before).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("classes", "steps", "weight", "reason"),
+    [
+        (1, [{"softmax": True}], 0.0, "the softmax of one output"),
+        (3, [{"softmax": True}, {"argmax": True}], 0.0, "the number of one of 3 classes"),
+        (1, [], 0.4, "answers noise with"),
+        (3, [{"argmax": True, "to_onehot": 3}], 0.0, ""),
+        (2, [{"argmax": True}], 0.0, ""),
+        (2, [{"softmax": True}], 0.4, ""),
+    ],
+)
+def test_numbers_between_0_and_1_that_are_no_probabilities(
+    classes: int, steps: list[dict[str, Any]], weight: float, reason: str, tmp_path: Path
+) -> None:
+    post = [
+        {"_target_": "Activationsd" if "softmax" in step else "AsDiscreted", "keys": "pred"} | step for step in steps
+    ]
+    config = {
+        "network_def": "$torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), "
+        f"torch.nn.Linear(1, {classes}))",
+        "preprocessing": zoo.steps(zoo.LOAD, zoo.FIRST, {"_target_": "ScaleIntensityd", "keys": "image"}),
+        "inferer": {"_target_": "SimpleInferer"},
+        "postprocessing": zoo.steps(*post),
+    }
+    entry = f'[[finding]]\noutput = 0\nlabel = "X"\ntype = {zoo.CODE}\nthreshold = 0.5\ncalibrated = true\n'
+    state = {"2.weight": torch.full((classes, 1), weight), "2.bias": torch.full((classes,), 0.1)}
+    bundle = zoo.write(tmp_path / "zoo", zoo.head("classification", 2) + entry, config, state)
+    pixels = np.zeros((32, 32), np.uint16)
+    pixels[:16] = 900
+    [volume] = load(save([film(pixels)], tmp_path / "in"), 2)
+    network = Network(bundle, "cpu", bundle.digest)
+    if reason:
+        with pytest.raises(Permanent, match=reason):
+            network.read(volume)
+    else:
+        assert findings(network.read(volume), volume, bundle)

@@ -16,6 +16,7 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.post.dictionary import Activationsd, AsDiscreted, Invertd
+from monai.transforms.utility.dictionary import Transposed
 from numpy.typing import NDArray
 
 from node import macros
@@ -23,7 +24,7 @@ from node.bundles import Bundle, inference_config
 from node.dicomconfig import BoxEntry
 from node.errors import BundleError, Permanent, Transient, first_cause
 from node.findings import Source, Volume
-from workers.predict import detect, layers, loaded, weights
+from workers.predict import detect, engine, layers, loaded, probabilities, weights
 from workers.predict import device as devices
 from workers.predict.detect import Found
 from workers.predict.loaded import to_images
@@ -62,6 +63,7 @@ class Network:
         self._scripts = Scripts(bundle.folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._kept: dict[tuple[Source, ...], Said] | None = None
+        self._is_probable = False
         try:
             with self._scripts:
                 parts = _parse(bundle, self._device)
@@ -99,6 +101,8 @@ class Network:
             self.shapes["answer"] = tuple(answer.shape)
             if self._is_mask:
                 self._require_way_back(seen, answer, volume)
+            elif not self._is_probable:
+                self._require_probabilities(case, image)
         return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
 
     def detect(self, volume: Volume, how: BoxEntry) -> Found:
@@ -233,17 +237,27 @@ class Network:
 
         `seen`: the affine of the network's input. MONAI's SaveImaged would turn what lacks an Invertd; it is left out.
         """
-        if loaded.is_on_grid(seen, volume):
-            return
         if any(isinstance(step, Invertd | LabelsBackd) for step in loaded.steps(self._after)):
             return
+        turns = [sum(isinstance(s, Transposed) for s in loaded.steps(chain)) for chain in (self._before, self._after)]
+        if loaded.is_on_grid(seen, volume) and turns[0] == turns[1]:  # Transposed leaves the affine as it was
+            return
         has_place = isinstance(answer, MetaTensor) and not np.allclose(answer.affine, np.eye(len(answer.affine)))
-        if not has_place or not loaded.is_on_grid(answer.affine, volume):
+        if not has_place or not loaded.is_on_grid(answer.affine, volume) or turns[0] != turns[1]:
             raise Permanent(
                 f"{self._title} turns, crops or resamples images before its network, and does not bring the answer "
                 "back: it could be mirrored. Nothing was reported. Its postprocessing must have an Invertd with "
                 "`transform` its preprocessing; what SaveImaged does on the way to a file is not done here."
             )
+
+    def _require_probabilities(self, case: dict[Any, Any], image: torch.Tensor) -> None:
+        def answer(noise: torch.Tensor) -> torch.Tensor:
+            said = MetaTensor(self._inferer(noise, self._runner)[0].float().cpu())
+            return torch.as_tensor(self._after({**case, "pred": said})["pred"])
+
+        if not probabilities.require_known(self._after, self.shapes["network_output"][1], self._title):
+            probabilities.require_on_noise(answer, image, self._title)
+        self._is_probable = True
 
     def _require_finite(self, answer: Any) -> MetaTensor:
         """Before argmax or a threshold can hide it: a network that computes NaN has no answer."""
@@ -263,6 +277,7 @@ def _parse(bundle: Bundle, device: torch.device) -> dict[str, Any]:
     config = inference_config(folder)
     parser.read_config(str(config))
     parser.set(macros.in_place(parser.get(), folder))
+    engine.require_plain(parser.get(), bundle.title)
     missing = [key for key in _NEEDED if key not in parser]
     if missing:
         raise BundleError(f"Bundle {folder.name}: configs/{config.name} has no id {', '.join(missing)}.")
