@@ -148,6 +148,8 @@ class WorkerSettings(_Section):
     device: Device = "auto"
     runtime: Literal["auto", "torch", "openvino"] = "torch"
     """What computes networks on a CPU."""
+    readers: int = Field(default=2, ge=1, le=8, strict=True)
+    """Series in hand at a time: the network of one computes while the others are loaded or reported."""
     job_timeout: Annotated[Duration, Field(gt=0)] = 900.0
     max_attempts: int = Field(default=3, ge=1, le=20, strict=True)
 

@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("workers.app")  # run as a program, __name__ is __main__
 
-THREADS = {"read": 1, "send": 8}
-"""Tasks at a time: one reading per device, and a slow destination must not hold up another (`workers.send.lanes`)."""
-_THREADS_TOGETHER = 3
-"""Where one process serves both queues, for want of a broker."""
+QUEUES = ("read", "send")
+SENDERS, SENDERS_TOGETHER = 8, 2
+"""Results sent at a time, as a slow destination must not hold up another (`workers.send.lanes`); and where one process
+serves both queues, for want of a broker."""
 COMMIT_EVERY_S, COMMIT_ENDS_WITHIN_S = 5.0, 5.0
 TURN_S = 0.05
 STOP_WITHIN_S = 20.0
@@ -117,13 +117,14 @@ def open_desk(settings: Settings) -> Desk:
     """Open database and spool for a worker; raises as they do."""
     from node.store.db import Database
     from node.store.spool import Spool
-    from workers.reader import Reader
+    from workers.reader import Readers
     from workers.tasks import Desk, scratch_folder, sweep_scratch
 
     sweep_scratch(settings, clock.now())
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
     db = Database(settings.database.url, later=True)
-    return Desk(settings, db, spool, Reader(scratch=scratch_folder(settings)), worker_name(), now=db.now)
+    readers = Readers(settings.worker.readers, scratch=scratch_folder(settings))
+    return Desk(settings, db, spool, readers, worker_name(), now=db.now)
 
 
 def worker_name() -> str:
@@ -143,7 +144,7 @@ def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
     _worker(app)(
         queues=list(queues),
         pool="threads",  # a forked child could not use CUDA; ours is spawned by the Reader
-        concurrency=THREADS[queues[0]] if len(queues) == 1 else _THREADS_TOGETHER,
+        concurrency=_threads(desk.settings.worker.readers, queues),
         hostname=f"{'-'.join(queues)}-{os.getpid()}@{socket.gethostname()}",
         loglevel="WARNING",
         without_gossip=True,
@@ -151,6 +152,13 @@ def start_worker(app: Celery, desk: Desk, queues: Sequence[str]) -> None:
         without_heartbeat=True,
         quiet=True,
     ).start()
+
+
+def _threads(readers: int, queues: Sequence[str]) -> int:
+    """Return how many tasks are worked on at a time."""
+    if len(queues) > 1:
+        return readers + SENDERS_TOGETHER
+    return readers if "read" in queues else SENDERS
 
 
 def _awake() -> type:
@@ -191,14 +199,14 @@ def commit(desk: Desk) -> Loop:
 
 
 def _watch(config: Path, current: Settings, url: str, stop: threading.Event, again: threading.Event) -> int:
-    children = {queue: _start(config, url, queue) for queue in THREADS}
+    children = {queue: _start(config, url, queue) for queue in QUEUES}
     while not stop.wait(0.2):
         if again.is_set():
             again.clear()
             if (loaded := _reloaded(config, current)) is not None:
                 current = loaded
                 _end(list(children.values()))
-                children = {queue: _start(config, url, queue) for queue in THREADS}
+                children = {queue: _start(config, url, queue) for queue in QUEUES}
         for queue, child in children.items():
             if child.poll() is not None:
                 log.error("The worker for %s ended with status %d; it is started again.", queue, child.returncode)
@@ -251,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Start a worker, or, with `--queue`, be one of its processes."""
     parser = argparse.ArgumentParser(prog="python -m workers.app", description="Run a wetread worker.")
     parser.add_argument("--config", type=Path, required=True, help="wetread.toml")
-    parser.add_argument("--queue", action="append", choices=sorted(THREADS), help="serve this queue in this process")
+    parser.add_argument("--queue", action="append", choices=QUEUES, help="serve this queue in this process")
     chosen = parser.parse_args(arguments)
     try:
         loaded = settings.load_settings(chosen.config)

@@ -10,7 +10,8 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from workers.report.context import EvidenceDocument
 
 Runtime = Literal["auto", "torch", "openvino"]
+Turn = Callable[[], AbstractContextManager[None]]
+"""What is entered while a network computes, so that of several readers on a device one does."""
 WARM_NETWORKS = 4
 """Networks that stay in memory."""
 UNITS = {"ml": "mL", "cm2": "cm²", "{pixels}": "pixels"}
@@ -107,15 +110,17 @@ class Outcome:
         return Outcome(**{**fields, **{key: tuple(fields[key]) for key in ("documents", "warnings")}})
 
 
-def read(request: Request) -> Outcome:
+def read(request: Request, turn: Turn = nullcontext) -> Outcome:
     """Read one series and write its Evidence Documents to `request.out`; nothing is written unless all pass the gate.
 
+    The network computes within `turn`; all else, loading and reporting above all, may go on beside another reading.
     Unsuitable input, permanent and transient failures are outcomes. What else is raised is a fault of the node and
     is left to the caller, who knows whether it may be told.
     """
     laps = _Laps()
     try:
         bundle, network = _warm(request.bundle, request.digest, request.device, request.runtime)
+        network.turn = turn
         laps.end("ready_s")
         reading, documents = _stages(request, bundle, network, laps)
         written = _write(documents, bundle, Path(request.out))

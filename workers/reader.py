@@ -1,8 +1,8 @@
 """The supervised child that runs the pipeline: one reading at a time, killed at its deadline, replaced when it dies.
 
 Pixels of strangers are decoded and networks run in the child only. The two talk in JSON lines over pipes of their
-own; the child's standard output and error lead nowhere, because a decoder may print what it reads. Warnings of our own
-code come back with the answer, and are logged here.
+own (`workers/conversation.py`); the child's standard output and error lead nowhere, because a decoder may print what
+it reads. Warnings of our own code come back with the answer, and are logged here.
 Run as `python -m workers.reader ANSWERS`, ANSWERS being the descriptor it writes to.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import faulthandler
 import logging
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -23,13 +22,15 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from queue import LifoQueue
 
 from node.crashpoints import reach
 from node.leash import leashed
 from node.log import OUR_PACKAGES, safe
-from workers.pipeline import Outcome, Request
+from workers.conversation import Child, Conversation, Died, Overdue, Stopped, turns, write_all
+from workers.pipeline import Outcome, Request, Turn
 
 log = logging.getLogger(__name__)
 
@@ -38,32 +39,10 @@ RECYCLE_AFTER = 500
 """Readings after which a child is replaced, so that what leaks in a library stays bounded."""
 
 _ROOT = Path(__file__).resolve().parent.parent
-_MAX_ANSWER = 1 << 20
 _MAX_TRACE = 4096
 _MAX_WARNINGS, _MAX_WARNING = 20, 500
-_POLL_MS = 100
 _OOM_SCORE = "800"
 """The kernel takes the child and not the supervisor when memory runs out (proc(5), oom_score_adj)."""
-
-
-class _Overdue(Exception):
-    """The deadline passed."""
-
-
-class _Stopped(Exception):
-    """The caller no longer wants the answer."""
-
-
-class _Died(Exception):
-    """The child closed its end."""
-
-
-@dataclass
-class _Child:
-    process: subprocess.Popen[bytes]
-    requests: int
-    answers: int
-    readings: int = 0
 
 
 class Reader:
@@ -74,11 +53,17 @@ class Reader:
     """
 
     def __init__(
-        self, command: Sequence[str] = COMMAND, recycle_after: int = RECYCLE_AFTER, scratch: Path | None = None
+        self,
+        command: Sequence[str] = COMMAND,
+        recycle_after: int = RECYCLE_AFTER,
+        scratch: Path | None = None,
+        turn: threading.Lock | None = None,
     ) -> None:
+        """`turn` is held while the child's network computes; readers that share one compute one after another."""
         self._command, self._recycle_after = tuple(command), recycle_after
         self._temporary = scratch / f"reader-{os.getpid()}-{uuid.uuid4().hex[:8]}" if scratch else None
-        self._child: _Child | None = None
+        self._turn = turn or threading.Lock()
+        self._child: Child | None = None
         self._lock = threading.Lock()
         # The leash follows the thread that starts the child; this one lives as long as the Reader.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="reader-starter")
@@ -91,22 +76,23 @@ class Reader:
     def read(self, request: Request, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
         """Return what the pipeline made of `request`; never raises for anything that the child does.
 
-        The child is killed `timeout` seconds from now, its start included, or soon after `should_stop` says so.
+        The child is killed `timeout` seconds from now, its start included and the wait for its turn not, or soon after
+        `should_stop` says so.
         """
         with self._lock:
             deadline = time.monotonic() + timeout
             self._make_temporary()
             child = self._ready()
             try:
-                answer = _converse(child, request.to_json().encode() + b"\n", deadline, should_stop)
-                outcome = _parse(answer)
-            except _Overdue:
+                conversation = Conversation(child, self._turn, deadline, should_stop)
+                outcome = _parse(conversation.about(request.to_json().encode() + b"\n"))
+            except Overdue:
                 self._discard()
                 return _failed(f"The reading took longer than worker.job_timeout ({timeout:g} s) and was ended.")
-            except _Stopped:
+            except Stopped:
                 self._discard()
                 return _failed("The reading was ended because the worker stops or has lost the job.")
-            except (_Died, OSError):
+            except (Died, OSError):
                 return self._died(child)
             except (ValueError, TypeError, KeyError):
                 self._discard()
@@ -122,7 +108,7 @@ class Reader:
         with self._lock:
             self._discard()
 
-    def _ready(self) -> _Child:
+    def _ready(self) -> Child:
         if self._child and self._child.process.poll() is not None:
             self._discard()
         if self._child is None:
@@ -135,7 +121,7 @@ class Reader:
             self._temporary.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.utime(self._temporary)
 
-    def _count(self, child: _Child) -> None:
+    def _count(self, child: Child) -> None:
         child.readings += 1
         if child.readings >= self._recycle_after:
             self._discard()
@@ -147,7 +133,7 @@ class Reader:
             shutil.rmtree(self._temporary, ignore_errors=True)
         return said
 
-    def _died(self, child: _Child) -> Outcome:
+    def _died(self, child: Child) -> Outcome:
         """Say how the child ended: by a signal, as a crashing decoder does, or by itself."""
         with suppress(subprocess.TimeoutExpired):
             child.process.wait(1.0)  # it closed its pipe and is about to end
@@ -165,14 +151,45 @@ class Reader:
         return _failed(f"decoder or network crashed, signal {-status}", transient=False)
 
 
-def serve(answers: int, read: Callable[[Request], Outcome]) -> None:
-    """Be the child: answer each request line on standard input with one outcome line on `answers`, until the end."""
+class Readers:
+    """Several readers of one device: while the network of one computes, the others load, prepare, bring back, report.
+
+    Each has a child of its own, so that what ends one reading ends no other; the memory is that of as many children.
+    """
+
+    def __init__(self, count: int, command: Sequence[str] = COMMAND, scratch: Path | None = None) -> None:
+        turn = threading.Lock()
+        self._all = tuple(Reader(command, scratch=scratch, turn=turn) for _ in range(count))
+        self._idle: LifoQueue[Reader] = LifoQueue()  # the last one that read has its networks warm
+        for reader in self._all:
+            self._idle.put(reader)
+
+    def read(self, request: Request, timeout: float, should_stop: Callable[[], bool] = lambda: False) -> Outcome:
+        """As `Reader.read`, by one that is idle; where none is, the next that is."""
+        reader = self._idle.get()
+        try:
+            return reader.read(request, timeout, should_stop)
+        finally:
+            self._idle.put(reader)
+
+    def stop(self) -> None:
+        """End all children; the next reading would start another."""
+        for reader in self._all:
+            reader.stop()
+
+
+def serve(answers: int, read: Callable[[Request, Turn], Outcome]) -> None:
+    """Be the child: answer each request line on standard input with one outcome line on `answers`, until the end.
+
+    `read` gets what to enter while its network computes, besides the request.
+    """
     requests, heard = _go_quiet(), _Heard()
     with os.fdopen(requests, "rb") as lines:
+        turn = turns(lines, answers)
         for line in lines:
-            outcome = replace(_guarded(read, line), warnings=heard.taken())
+            outcome = replace(_guarded(read, line, turn), warnings=heard.taken())
             reach("read.before_answer")
-            _write_all(answers, outcome.to_json().encode() + b"\n")
+            write_all(answers, outcome.to_json().encode() + b"\n")
 
 
 class _Heard(logging.Handler):
@@ -195,10 +212,10 @@ class _Heard(logging.Handler):
         return heard
 
 
-def _guarded(read: Callable[[Request], Outcome], line: bytes) -> Outcome:
+def _guarded(read: Callable[[Request, Turn], Outcome], line: bytes, turn: Turn) -> Outcome:
     """Run one reading; nothing that it raises ends the child (decoders raise BaseException, models call exit)."""
     try:
-        return read(Request.from_json(line.decode()))
+        return read(Request.from_json(line.decode()), turn)
     except MemoryError:
         return _failed("The reading needs more memory than there is.")
     except BaseException as error:  # the border between the pipeline and its supervisor
@@ -208,7 +225,7 @@ def _guarded(read: Callable[[Request], Outcome], line: bytes) -> Outcome:
         return _failed(f"The reading failed: {type(error).__name__} at {place}.", transient=False)
 
 
-def _start(command: Sequence[str], temporary: Path | None) -> _Child:
+def _start(command: Sequence[str], temporary: Path | None) -> Child:
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))}
     read_end, write_end = os.pipe()
     try:
@@ -228,30 +245,7 @@ def _start(command: Sequence[str], temporary: Path | None) -> _Child:
         os.close(write_end)
     assert process.stdin is not None  # noqa: S101 - asked for above
     os.set_blocking(process.stdin.fileno(), False)
-    return _Child(process, process.stdin.fileno(), read_end)
-
-
-def _converse(child: _Child, message: bytes, deadline: float, should_stop: Callable[[], bool]) -> bytes:
-    """Send one line and return the line that answers it."""
-    poll = select.poll()
-    poll.register(child.answers, select.POLLIN)
-    poll.register(child.requests, select.POLLOUT)
-    received = b""
-    while not received.endswith(b"\n"):
-        if should_stop():
-            raise _Stopped
-        if time.monotonic() >= deadline:
-            raise _Overdue
-        for descriptor, _ in poll.poll(_POLL_MS):
-            if descriptor == child.answers:
-                received += _receive(descriptor)
-            else:
-                message = message[os.write(descriptor, message) :]
-                if not message:
-                    poll.unregister(descriptor)
-        if len(received) > _MAX_ANSWER:
-            raise ValueError("the answer is too long")
-    return received
+    return Child(process, process.stdin.fileno(), read_end)
 
 
 def _parse(answer: bytes) -> Outcome:
@@ -261,14 +255,7 @@ def _parse(answer: bytes) -> Outcome:
     return outcome
 
 
-def _receive(descriptor: int) -> bytes:
-    chunk = os.read(descriptor, 1 << 16)
-    if not chunk:
-        raise _Died
-    return chunk
-
-
-def _kill(child: _Child) -> bytes:
+def _kill(child: Child) -> bytes:
     """End the child with all that it started; return what it said about its crash."""
     with suppress(ProcessLookupError, PermissionError):  # gone already; macOS says the latter of a zombie
         os.killpg(child.process.pid, signal.SIGKILL)
@@ -289,12 +276,6 @@ def _go_quiet() -> int:
         os.dup2(nowhere, descriptor)
     faulthandler.enable(file=crash, all_threads=False)
     return requests
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def _failed(reason: str, transient: bool = True) -> Outcome:

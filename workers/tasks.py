@@ -31,7 +31,7 @@ from node.store.spool import Spool
 from node.store.studies import InstanceRow
 from node.study import read_instance
 from workers.pipeline import Outcome, Request
-from workers.reader import Reader
+from workers.reader import Reader, Readers
 from workers.room import REST_S, Room
 from workers.send import outbox
 from workers.send.lanes import Lanes
@@ -49,7 +49,7 @@ class Desk:
     settings: Settings
     db: Database
     spool: Spool
-    reader: Reader
+    reader: Reader | Readers
     worker: str
     lease_s: float = jobs.LEASE_S
     send_lease_s: float = deliveries.LEASE_S

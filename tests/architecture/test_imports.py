@@ -42,6 +42,7 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("workers.pipeline",),
     ("workers.evaluate",),
     ("workers.train",),
+    ("workers.conversation",),
     ("workers.reader",),
     ("workers.messages", "workers.tasks"),
     ("workers.app",),

@@ -34,7 +34,7 @@ from node.bundles import SHIPPED, Bundle
 from node.bundles import load as load_bundle
 from node.findings import Reading
 from node.simulate.phantoms import volume
-from tests.bench import organs
+from tests.bench import in_a_row, organs
 from tests.bench.usual import UsualWay
 from workers.load.series import load
 from workers.predict.network import Network
@@ -70,6 +70,16 @@ class Pair:
     wetread_cpu_s: dict[str, float]
     differing_voxels: int
     mean_dice: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """Many series in a row, by so many readers of the product: seconds for each, and those of the usual way."""
+
+    case: str
+    readers: int
+    usual_s: float
+    wetread_s: float
 
 
 class Laps:
@@ -194,6 +204,17 @@ def measure(
     return pairs
 
 
+def rows(case: Case, count: int, pairs: Sequence[Pair], scratch: Path, runtime: str, device: str) -> list[Row]:
+    """Read the series `count` times in a row, by one reader and by two, beside what the usual way took in `pairs`."""
+    usual = statistics.median(_seconds(pair.usual_s, "all") for pair in pairs)
+    made = []
+    for readers in (1, 2):
+        each = in_a_row.seconds_each(case.bundle, case.series, scratch, count, readers, runtime, device)
+        made.append(Row(case.name, readers, usual, each))
+        print(f"{case.name}, {count} in a row with {readers} readers", file=sys.stderr)
+    return made
+
+
 def mean_dice(usual: Labels, ours: Labels) -> float:
     """Return the mean Dice over the labels that either has; 1 where both are empty."""
     values = sorted(set(np.unique(usual)) | set(np.unique(ours)) - {0})
@@ -249,18 +270,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runtime", choices=("auto", "torch", "openvino"), default="torch", help="of our network")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where both ways compute")
     parser.add_argument("--slices", type=int, default=CT_SHAPE[0], help="of the synthetic CT")
+    parser.add_argument("--in-a-row", type=int, default=0, help="then read so many one after another, too")
     parser.add_argument("--json", action="store_true", help="every round, as JSON")
     asked = parser.parse_args(arguments)
     if asked.threads:
         torch.set_num_threads(asked.threads)
     with tempfile.TemporaryDirectory(prefix="wetread-bench-") as made:
-        folder = Path(made)
-        pairs = [
-            pair
-            for case in cases(asked.cases, asked.series, folder, asked.slices, asked.device)
-            for pair in measure(case, asked.rounds, asked.warm_up, folder, asked.runtime, asked.device)
-        ]
-    print(json.dumps([asdict(pair) for pair in pairs], indent=1) if asked.json else table(pairs))
+        folder, pairs, many = Path(made), list[Pair](), list[Row]()
+        for case in cases(asked.cases, asked.series, folder, asked.slices, asked.device):
+            found = measure(case, asked.rounds, asked.warm_up, folder, asked.runtime, asked.device)
+            pairs += found
+            if asked.in_a_row:
+                many += rows(case, asked.in_a_row, found, folder, asked.runtime, asked.device)
+    if asked.json:
+        print(json.dumps([asdict(each) for each in (*pairs, *many)], indent=1))
+        return
+    print(table(pairs))
+    for row in many:
+        ratio = row.usual_s / row.wetread_s
+        print(
+            f"\n{row.case}, in a row, readers = {row.readers}: {row.wetread_s:.1f} s each, {ratio:.2f} times as quick."
+        )
 
 
 if __name__ == "__main__":

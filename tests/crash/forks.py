@@ -129,7 +129,7 @@ def _wait(poll: Callable[[], int | None], timeout: float) -> int:
 
 def start_reader(command: Sequence[str], temporary: Path | None = None) -> Any:
     """Take the place of `workers.reader._start`: fork the reader of `hurried`, and start any other."""
-    from workers.reader import _Child
+    from workers.conversation import Child
 
     if tuple(command) != hurried.READER:
         return _started(command, temporary)
@@ -147,7 +147,7 @@ def start_reader(command: Sequence[str], temporary: Path | None = None) -> Any:
         os.close(descriptor)
     os.set_blocking(ask, False)
     process: Any = ForkedReader(pid, os.fdopen(ask, "wb", 0), os.fdopen(told, "rb"))
-    return _Child(process, ask, heard)
+    return Child(process, ask, heard)
 
 
 def serve(descriptor: int) -> None:

@@ -75,7 +75,7 @@ def _hurry_the_worker() -> None:
     from node import loop
     from node.store import deliveries, jobs
     from workers import app
-    from workers.reader import Reader
+    from workers.reader import Readers
     from workers.send import commitment, outbox
 
     opened = app.open_desk
@@ -83,7 +83,7 @@ def _hurry_the_worker() -> None:
     def open_desk(settings: Any) -> Any:
         desk = opened(settings)
         desk.lease_s = desk.send_lease_s = LEASE_S
-        desk.reader = Reader(READER)
+        desk.reader = Readers(settings.worker.readers, READER)
         return desk
 
     app.open_desk = open_desk

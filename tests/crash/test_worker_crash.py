@@ -124,6 +124,15 @@ def test_a_worker_killed_in_a_reading_loses_nothing_and_reports_once(site: Site)
     assert [event["to_state"] for event in job["history"]] == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "REPORTED"]
 
 
+def test_the_next_job_is_in_hand_while_one_is_read(site: Site) -> None:
+    ids = [site.queue() for _ in range(3)]
+    site.tick()
+    with site.worker("turn 2"):
+        site.until(lambda: sorted(map(site.state, ids)) == ["QUEUED", "RUNNING", "RUNNING"], ticking=True)
+        site.until(lambda: set(map(site.state, ids)) == {"REPORTED"}, ticking=True, within=60)
+    assert {jobs.show(site.db, i)["attempts"] for i in ids} == {1}
+
+
 def test_the_jobs_of_a_broker_that_forgot_everything_ring_again(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [site.queue() for _ in range(5)]
     assert site.tick() == 5

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from workers.pipeline import Outcome, Request
+from workers.pipeline import Outcome, Request, Turn
 from workers.reader import serve
 
 MODE = sys.argv[1]
@@ -28,7 +28,7 @@ class Panic(BaseException):
     """What a decoder written in Rust raises."""
 
 
-def read(request: Request) -> Outcome:
+def read(request: Request, turn: Turn) -> Outcome:
     mode = MODE if len(request.key) in (0, 64) else request.key
     if mode == "crash":
         ctypes.string_at(0)
@@ -69,6 +69,23 @@ def read(request: Request) -> Outcome:
         child = subprocess.Popen(["sleep", "600"])
         (Path(request.out) / "pid").write_text(str(child.pid))
         time.sleep(600)
+    elif mode.startswith("turn"):
+        with turn():
+            began = time.monotonic()
+            time.sleep(float(mode.split()[1]))
+            (Path(request.out) / f"turn-{request.job_id}").write_text(f"{began} {time.monotonic()}")
+        time.sleep(0.2)
+    elif mode == "hold the turn":
+        with turn():
+            (Path(request.out) / "held").touch()
+            while not (Path(request.out) / "let go").exists():
+                time.sleep(0.02)
+    elif mode == "die in turn":
+        with turn():
+            os._exit(3)
+    elif mode == "two turns":
+        with turn(), turn():
+            pass
     elif mode == "slow":
         (Path(request.out) / "started").write_text(str(os.getpid()))
         time.sleep(1.0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,24 @@ def test_transforms_may_be_put_together_by_expressions(tmp_path: Path) -> None:
     )
     found = volume(tmp_path)
     assert np.array_equal(network(plain).read(found), network(composed).read(found))
+
+
+def test_only_the_network_computes_within_a_turn(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def turn() -> Iterator[None]:
+        said.append("turn")
+        yield
+        said.append("over")
+
+    made = network(segmenter(tmp_path / "phantom"))
+    made.turn = turn
+    for name in ("_before", "_inferer", "_after"):
+        part = getattr(made, name)
+        setattr(made, name, lambda *given, name=name, part=part: said.append(name) or part(*given))
+    made.read(volume(tmp_path))
+    assert said == ["_before", "turn", "_inferer", "over", "_after"]
 
 
 def test_another_digest_is_not_run(tmp_path: Path) -> None:

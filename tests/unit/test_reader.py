@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from workers.pipeline import Outcome, Request
-from workers.reader import Reader
+from workers.reader import Reader, Readers
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 COMMAND = (sys.executable, "-m", "tests.unit.child_pipelines")
@@ -28,6 +30,13 @@ def reader() -> Iterator[Reader]:
 
 def request(out: Path, mode: str = "", files: tuple[str, ...] = ("a.dcm",)) -> Request:
     return Request("job-0001", "1.2", "1.3", 1, files, "bundle", "digest", ("SR",), str(out), "cpu", key=mode)
+
+
+@pytest.fixture
+def readers() -> Iterator[Readers]:
+    readers = Readers(2, (*COMMAND, "good"))
+    yield readers
+    readers.stop()
 
 
 def until(true: Callable[[], bool], within: float = 10.0) -> None:
@@ -45,7 +54,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def good(reader: Reader, out: Path) -> Outcome:
+def good(reader: Reader | Readers, out: Path) -> Outcome:
     outcome = reader.read(request(out), 30)
     assert outcome.kind == "reported", outcome.reason
     return outcome
@@ -82,6 +91,7 @@ def test_our_own_warnings_reach_the_log_of_the_supervisor_once(
         ("memory", True, "more memory than there is"),
         ("garbage", False, "something that is no outcome"),
         ("nan", False, "something that is no outcome"),
+        ("two turns", False, "something that is no outcome"),
         ("unknown", False, "something that is no outcome"),
         ("long", False, "something that is no outcome"),
         ("latin", False, "something that is no outcome"),
@@ -196,6 +206,57 @@ def test_no_descriptor_is_left_behind(tmp_path: Path) -> None:
         reader.read(request(tmp_path, "exit"), 30)
     reader.stop()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
+def test_two_readers_work_at_once_and_their_networks_one_after_another(readers: Readers, tmp_path: Path) -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def read(number: int) -> Outcome:
+        together.wait()
+        return readers.read(replace(request(tmp_path, "turn 0.5"), job_id=f"job-{number:04}"), 30)
+
+    with ThreadPoolExecutor(2) as threads:
+        outcomes = list(threads.map(read, range(2)))
+    assert [outcome.kind for outcome in outcomes] == ["reported", "reported"]
+    assert outcomes[0].summary != outcomes[1].summary  # the pids of two children
+    first, second = sorted(tuple(map(float, path.read_text().split())) for path in tmp_path.glob("turn-*"))
+    assert first[1] <= second[0]
+
+
+@pytest.fixture
+def held(readers: Readers, tmp_path: Path) -> Iterator[Future[Outcome]]:
+    """A reading that has the turn until there is a file `let go`; both children are there."""
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: readers.read(request(tmp_path, "turn 0.5"), 60), range(2)))
+        reading = threads.submit(readers.read, request(tmp_path, "hold the turn"), 60.0)
+        try:
+            until((tmp_path / "held").exists, within=30)
+            yield reading
+        finally:
+            (tmp_path / "let go").touch()
+
+
+def test_the_wait_for_a_turn_is_not_of_the_reading_that_waits(
+    readers: Readers, held: Future[Outcome], tmp_path: Path
+) -> None:
+    threading.Timer(5.0, (tmp_path / "let go").touch).start()
+    assert readers.read(request(tmp_path, "turn 0"), 4.0).kind == "reported"
+    assert held.result().kind == "reported"
+
+
+def test_a_reading_that_waits_for_its_turn_ends_when_nobody_wants_it(
+    readers: Readers, held: Future[Outcome], tmp_path: Path
+) -> None:
+    unwanted = threading.Event()
+    threading.Timer(1.0, unwanted.set).start()
+    assert "stops or has lost the job" in readers.read(request(tmp_path, "turn 0"), 60.0, unwanted.is_set).reason
+    assert not held.done()
+
+
+@pytest.mark.parametrize(("mode", "timeout"), [("die in turn", 30.0), ("turn 600", 1.0)])
+def test_a_turn_ends_with_the_child_that_has_it(readers: Readers, tmp_path: Path, mode: str, timeout: float) -> None:
+    assert readers.read(request(tmp_path, mode), timeout).transient
+    assert readers.read(request(tmp_path, "turn 0"), 30).kind == "reported"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG and oom_score_adj are Linux only")

@@ -7,7 +7,7 @@ else runs as the bundle says. `$` expressions are code, so a bundle runs only wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -62,6 +62,8 @@ class Network:
         self._device = devices.choose(device)
         self._scripts = Scripts(bundle.folder)
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.turn: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Entered while the network computes, and not while its transforms do."""
         self._kept: dict[tuple[Source, ...], Said] | None = None
         self._is_probable = False
         try:
@@ -116,7 +118,8 @@ class Network:
             key = self._image_key(case)
             affine = case[key].affine
             self.shapes["network_input"] = tuple(image.shape)
-            answer = self._inferer(image, self._network)
+            with self._computing():
+                answer = self._inferer(image, self._network)
             said = answer[0] if isinstance(answer, list | tuple) and answer else answer
             if not isinstance(said, dict):
                 raise Permanent(f"{self._title} answered with a {type(said).__name__}; a detector answers with boxes.")
@@ -132,7 +135,9 @@ class Network:
         """
         with torch.no_grad(), self._at_work(volume):
             case, image = self._prepared(volume)
-            return self._brought_back(case, draw(self._network, image))
+            with self._computing():
+                maps = draw(self._network, image)
+            return self._brought_back(case, maps)
 
     @contextmanager
     def keeping(self, wanted: bool) -> Iterator[None]:
@@ -167,8 +172,18 @@ class Network:
 
     def _said(self, image: torch.Tensor) -> MetaTensor:
         """Return the network's finite answer to an input (1, channel, …): on its device where labels are made there."""
-        said: MetaTensor = stepping_down(self._inferer, partial(self._finite, image), self._title)
+        with self._computing():
+            said: MetaTensor = stepping_down(self._inferer, partial(self._finite, image), self._title)
         return said if self._stays_there else MetaTensor(said.cpu())
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with self.turn():
+            try:
+                yield
+            finally:
+                if self._device.type == "cuda":  # the next turn may be another process's, which would step down
+                    torch.cuda.empty_cache()
 
     def _finite(self, image: torch.Tensor) -> MetaTensor:
         return self._require_finite(self._inferer(image, self._runner))
