@@ -20,7 +20,7 @@ from tests.e2e import wetread_node
 from tests.e2e.orthanc import free_port
 from tests.e2e.wetread_node import ROOT, WetreadNode
 
-LONG, SHORT = 'job_timeout = "200 s"', 'job_timeout = "20 s"'
+LONG, SHORT = 'job_timeout = "200 s"', 'job_timeout = "8 s"'
 MORE = f"""
 retry = "1 s"
 
@@ -87,7 +87,7 @@ def test_dead_letters_are_listed_shown_retried_and_dropped(node: tuple[WetreadNo
     assert scanner.send(slices, "127.0.0.1", running.port, ae="STORESCU").ok
     job = wait_for_dead(running, "job")[0]
     assert job["bundle"] == "stuck"
-    assert "job_timeout (20 s)" in job["reason"]
+    assert "job_timeout (8 s)" in job["reason"]
     assert job["attempts"] == 2
     states = [event["to_state"] for event in running.wetread("dead", "show", job["id"])["history"]]
     assert states == ["QUEUED", "RUNNING", "QUEUED", "RUNNING", "DEAD"]
