@@ -32,6 +32,7 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
     database, broker and spool. SIGHUP has the configuration read again, and the log says what of it needs a restart;
     new listener processes take the place of the old ones, which end with their associations.
     """
+    stopping, reloading = _stop_on_signals(), _set_by(signal.SIGHUP)  # before imports, which take seconds
     from node import broker
     from node.daemon import Node, Role
     from node.helper import Worker
@@ -40,7 +41,6 @@ def serve(config: Path | None, with_worker: bool, roles: tuple[str, ...]) -> Non
 
     settings, routes = load_all(config)
     configure(settings.log)
-    stopping, reloading = _stop_on_signals(), _set_by(signal.SIGHUP)
     with Node(settings, routes, roles=[role for role in Role if role in (roles or ROLES)]) as node:
         if node.broker_url == broker.MEMORY:
             _work_here(node, with_worker, stopping, reloading)
@@ -119,12 +119,14 @@ def worker(config: Path | None) -> int:
 
     SIGHUP has the configuration read again: what is in hand is ended first. The log says what needs a restart.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # while it is imported, which takes seconds; the file is read then
+    app = import_module("workers.app")  # by name: node knows no workers
     from node.log import configure
     from node.settings import find_config
 
     settings = load_settings(config)
     configure(settings.log)
-    status: int = import_module("workers.app").run(config or find_config(), settings)  # by name: node knows no workers
+    status: int = app.run(config or find_config(), settings)
     return status
 
 

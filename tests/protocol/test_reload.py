@@ -180,3 +180,37 @@ def test_a_bare_worker_reads_its_configuration_again_and_never_dies_of_it(tmp_pa
     finally:
         process.terminate()
         assert process.wait(60) == 0, worker.log()
+
+
+HUNG_UP = """
+import os, signal, sys
+class HangUp:
+    def find_spec(self, name, path, target=None):
+        if name == sys.argv[1]:
+            os.kill(os.getpid(), signal.SIGHUP)
+sys.meta_path.insert(0, HangUp())
+from node import cli
+cli.main(sys.argv[2:])
+"""
+"""The command line, told to read its configuration again at the moment when it imports a module."""
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "up"),
+    [("serve --role listener", "node.daemon", "The configuration was read again"), ("worker", "workers.app", "")],
+)
+def test_a_reload_at_the_start_ends_nothing(tmp_path: Path, command: str, module: str, up: str) -> None:
+    """A service manager that starts and reloads at once killed the node, which was still importing."""
+    config = tmp_path / "wetread.toml"
+    config.write_text(
+        CONFIG.format(port=free_port(), web_port=free_port()) + '[broker]\nurl = "redis://localhost:1/0"\n'
+    )
+    (tmp_path / "routes.toml").write_text("")
+    words = [sys.executable, "-c", HUNG_UP, module, *command.split(), "--config", str(config)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(words, cwd=ROOT, stdout=log, stderr=log)
+    try:
+        wait_for(lambda: up in (tmp_path / "log").read_text() if up else len(at_work(process.pid)) == 2)
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0, (tmp_path / "log").read_text()
