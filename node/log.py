@@ -11,8 +11,9 @@ import json
 import logging
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TextIO
 
@@ -134,6 +135,34 @@ def _warning_category(record: logging.LogRecord) -> str:
     """Return `UserWarning at file.py:12` of a captured `file.py:12: UserWarning: text that may hold values`."""
     parts = record.getMessage().split(":", 3)
     return f"{safe(parts[2].strip())} at {safe(parts[0].rsplit('/', 1)[-1])}:{safe(parts[1])}" if len(parts) > 3 else ""
+
+
+LINES, LINES_WITHIN_S = 20, 60.0
+"""Lines of one kind that others may cause at will, and in how many seconds."""
+
+
+class Sparing(logging.Filter):
+    """Counts what goes beyond `LINES` of those that `applies` to: who is outside may cause one each time, and fill a
+    disk."""
+
+    def __init__(self, applies: Callable[[logging.LogRecord], bool]) -> None:
+        super().__init__()
+        self._applies = applies
+        self._lock = threading.Lock()
+        self._since, self._written, self._more = float("-inf"), 0, 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Say whether the line is written; the first after a pause tells how many were not."""
+        if not self._applies(record):
+            return True
+        with self._lock:
+            if time.monotonic() - self._since >= LINES_WITHIN_S:
+                more, self._since, self._written, self._more = self._more, time.monotonic(), 0, 0
+                if more:
+                    record.msg = f"{record.msg} ({more} such lines before it were left out)"
+            self._written += 1
+            self._more += self._written > LINES
+            return self._written <= LINES
 
 
 def _on_thread_exception(args: threading.ExceptHookArgs) -> None:

@@ -19,12 +19,15 @@ from node.accept.registrar import Registrar
 from node.configvalues import Check
 from node.crashpoints import reach
 from node.errors import NoRoom
-from node.log import describe
+from node.log import Sparing, describe
 from node.store.ingestlog import IngestLog
 from node.store.spool import Encoded, Spool, Stored, digest
 from node.store.studies import Received
 
 logger = logging.getLogger(__name__)
+SPARING = Sparing(lambda record: record.__dict__.get("status") == f"{StoreStatus.OUT_OF_RESOURCES:04X}")
+"""For refusals that say nothing of the instance: while a disk is full, senders try again, many times a second."""
+logger.addFilter(SPARING)
 
 MAX_WAITING = 100_000
 """Instances that may wait for the index; about 100 MB. Beyond it senders are told to come back later."""

@@ -25,7 +25,7 @@ from node.accept.incoming import Incoming
 from node.accept.negotiate import Context
 from node.accept.places import Desk
 from node.accept.precheck import Refused, StoreStatus, check_structure
-from node.accept.receive import Answer, Arrival, Door
+from node.accept.receive import SPARING, Answer, Arrival, Door
 from node.audit import Audit, AuditEvent, Details, Outcome
 from node.commitment import read_report
 from node.crashpoints import reach
@@ -34,6 +34,7 @@ from node.log import describe
 from node.metrics import Registry
 
 logger = logging.getLogger(__name__)
+logger.addFilter(SPARING)
 
 SUCCESS, PROCESSING_FAILURE, NO_SUCH_EVENT_TYPE = 0x0000, 0x0110, 0x0113
 INVALID_ARGUMENT_VALUE, SOP_CLASS_NOT_SUPPORTED, UNRECOGNIZED_OPERATION = 0x0115, 0x0122, 0x0211

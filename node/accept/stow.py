@@ -18,7 +18,7 @@ from node.accept.body import Body, Disconnected, Pace, Receive, TooSlow
 from node.accept.multipart import MAX_PARTS, Malformed, Part, TooLarge
 from node.accept.places import Places
 from node.accept.precheck import MAX_OBJECT, Refused, StoreStatus
-from node.accept.receive import Arrival, Door
+from node.accept.receive import SPARING, Arrival, Door
 from node.accept.registrar import Release
 from node.accept.request import Headers, Refusal, Reply, Request, Scope, Send, busy
 from node.accept.stored import FailureReason, Outcome
@@ -30,6 +30,7 @@ from node.metrics import Registry
 from node.store.spool import Encoded
 
 logger = logging.getLogger(__name__)
+logger.addFilter(SPARING)
 
 CALLING_AE = "STOW"
 """What stands where a C-STORE has its calling AE Title."""

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import socket
 import threading
-import time
 from collections import Counter
 from operator import attrgetter
 
@@ -15,6 +14,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from node.errors import Permanent
+from node.log import Sparing
 from node.metrics import Registry
 from node.settings import Settings
 from node.store.db import Database
@@ -27,33 +27,8 @@ AT_ONCE, SPARE = 64, 8
 """Connections at the same time; with fewer than `SPARE` left, one on which nothing happens makes room."""
 
 
-LINES, LINES_WITHIN_S = 20, 60.0
-"""Lines of the log that requests which are none may cause, and in how many seconds."""
-
-
-class Sparing(logging.Filter):
-    """Counts what goes beyond `LINES`: a stranger who talks nonsense causes a line each time, and fills a disk."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lock = threading.Lock()
-        self._since, self._written, self._more = float("-inf"), 0, 0
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether the line is written; the first after a pause tells how many were not."""
-        if record.levelno != logging.WARNING:  # what uvicorn says of a request; a fault of ours is told each time
-            return True
-        with self._lock:
-            if time.monotonic() - self._since >= LINES_WITHIN_S:
-                more, self._since, self._written, self._more = self._more, time.monotonic(), 0, 0
-                if more:
-                    record.msg = f"{record.msg} ({more} such lines before it were left out)"
-            self._written += 1
-            self._more += self._written > LINES
-            return self._written <= LINES
-
-
-_SPARING = Sparing()
+_SPARING = Sparing(lambda record: record.levelno == logging.WARNING)
+"""For what uvicorn says of requests: a stranger who talks nonsense causes a line each time, and fills a disk."""
 
 
 class Impatient(H11Protocol):

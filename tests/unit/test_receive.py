@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from node.accept.precheck import StoreStatus
 from node.accept.receive import Arrival, Door
 from node.accept.registrar import Registrar
 from node.errors import DatabaseUnavailable
+from node.log import LINES, Sparing
 from node.store.spool import Spool
 from node.store.studies import Received
 from tests.unit.encoded import CT, EXPLICIT, dataset
@@ -99,6 +101,24 @@ def test_a_spool_below_its_watermark_is_a700_and_keeps_nothing(tmp_path: Path) -
     assert not list(spool.instances())
     registrar.close(5)
     assert not index.known
+
+
+def test_a_full_disk_fills_no_log_and_what_is_wrong_with_an_instance_is_told_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(receive.logger, "filters", [Sparing(receive.SPARING._applies)])
+    monkeypatch.setattr("node.log.LINES_WITHIN_S", 1e9)
+    registrar = Registrar(Index().register)
+    full, wide = Door(Spool(tmp_path / "full", 2**62), registrar), Door(Spool(tmp_path / "wide", 0), registrar)
+    with caplog.at_level("WARNING", logger=receive.logger.name):
+        for _ in range(LINES + 7):
+            full.receive(dataset(), ARRIVAL)
+            wide.receive(dataset(uids={0x0020000D: "none"}), ARRIVAL)
+        assert Counter(record.__dict__["status"] for record in caplog.records) == {"A700": LINES, "C000": LINES + 7}
+        monkeypatch.setattr("node.log.LINES_WITHIN_S", 0.0)
+        full.receive(dataset(), ARRIVAL)
+    assert caplog.records[-1].getMessage().endswith("not kept. (7 such lines before it were left out)")
+    registrar.close(5)
 
 
 def test_a_closed_door_lets_nobody_in_and_waits_for_who_is_inside(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from starlette.testclient import TestClient
 
 from node.errors import Permanent
+from node.log import LINES, Sparing
 from node.settings import Settings, WebSettings
 from node.store import deliveries, jobs, studies
 from node.store.db import Database
@@ -23,7 +24,7 @@ from node.store.spool import Spool
 from node.store.studies import Received
 from node.web.app import make_app
 from node.web.health import Health
-from node.web.server import LINES, Sparing, serve
+from node.web.server import serve
 
 STUDY = "1.2.826.0.1.3680043.8.498.1"
 EVIL = '<script>alert(1)</script>"><img src=x onerror=alert(1)>{{7*7}}'
@@ -344,7 +345,7 @@ def test_connections_on_which_nothing_happens_keep_nobody_outside(node: Node) ->
 
 
 def test_nonsense_fills_no_log(node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("node.web.server._SPARING", Sparing())
+    monkeypatch.setattr("node.web.server._SPARING", Sparing(lambda record: record.levelno == logging.WARNING))
     monkeypatch.setattr(logging.getLogger("uvicorn.error"), "filters", [])  # those of servers before
     node.settings = node.settings.model_copy(update={"web": node.settings.web.model_copy(update={"port": 0})})
     server = serve(node.db, node.settings, node.health)
@@ -358,9 +359,9 @@ def test_nonsense_fills_no_log(node: Node, monkeypatch: pytest.MonkeyPatch, capl
         return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
     try:
-        monkeypatch.setattr("node.web.server.LINES_WITHIN_S", 1e9)
+        monkeypatch.setattr("node.log.LINES_WITHIN_S", 1e9)
         assert nonsense(50) == ["Invalid HTTP request received."] * LINES
-        monkeypatch.setattr("node.web.server.LINES_WITHIN_S", 0.0)
+        monkeypatch.setattr("node.log.LINES_WITHIN_S", 0.0)
         assert nonsense(1) == [f"Invalid HTTP request received. ({50 - LINES} such lines before it were left out)"]
     finally:
         server.stop()
