@@ -14,6 +14,7 @@ from pydicom.datadict import dictionary_VR, keyword_dict, tag_for_keyword
 
 from node.bundles import Condition
 from node.errors import Permanent
+from node.study import CODED
 
 _TABLE_KEYS = ("min", "max", "not", "absent")
 _UNMATCHABLE_VR = frozenset({"SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN", "AT"})
@@ -25,7 +26,7 @@ def check(conditions: Mapping[str, Condition]) -> None:
         tag = tag_for_keyword(keyword)
         if tag is None:
             raise Permanent(f'"{keyword}" is not a DICOM keyword{_nearest(keyword)}.')
-        if dictionary_VR(tag).split(" ")[0] in _UNMATCHABLE_VR:
+        if dictionary_VR(tag).split(" ")[0] in _UNMATCHABLE_VR and keyword not in CODED:
             raise Permanent(f'"{keyword}" holds {dictionary_VR(tag)} data, which cannot be compared in a condition.')
         if isinstance(condition, dict):
             _check_table(keyword, condition)

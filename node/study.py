@@ -18,6 +18,8 @@ AttributeValue = str | float | tuple[str | float, ...]
 
 _NUMERIC_VR = frozenset({"US", "SS", "UL", "SL", "UV", "SV", "FL", "FD", "DS", "IS"})
 _UNREAD_VR = frozenset({"SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN", "AT"})
+CODED = frozenset({"ViewCodeSequence", "AnatomicRegionSequence"})
+"""Sequences of codes that a condition can name: their values are Code Value and Code Meaning of each item."""
 MAX_TEXT = 1024
 """Longer values are of no use as conditions and only cost memory."""
 
@@ -109,15 +111,21 @@ def _attributes(ds: pydicom.Dataset) -> dict[str, AttributeValue]:
     found: dict[str, AttributeValue] = {}
     for tag in list(ds.keys()):
         keyword = pydicom.datadict.keyword_for_tag(tag)
-        if not keyword or dictionary_VR(tag) in _UNREAD_VR:
+        if not keyword or (dictionary_VR(tag) in _UNREAD_VR and keyword not in CODED):
             continue
         try:
-            value = _value(ds[tag].value, dictionary_VR(tag))
+            value = _codes(ds[tag].value) if keyword in CODED else _value(ds[tag].value, dictionary_VR(tag))
         except Exception:  # noqa: S112 - one undecodable element must not hide the others
             continue
         if value is not None:
             found[keyword] = value
     return found
+
+
+def _codes(items: Any) -> AttributeValue | None:
+    """Return the codes and meanings of a code sequence (PS3.3 §8.8), None where it has none."""
+    told = (str(item.get(keyword) or "") for item in items for keyword in ("CodeValue", "CodeMeaning"))
+    return tuple(text[:MAX_TEXT] for text in told if text) or None
 
 
 def _value(value: Any, vr: str) -> AttributeValue | None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom import Dataset, Sequence
 
 from node import bundles
 from node.route.selection import select
@@ -44,11 +45,40 @@ def hand() -> NDArray[np.uint16]:
     return film
 
 
+def coded(meaning: str, value: str = "1") -> Sequence:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "SCT", meaning
+    return Sequence([item])
+
+
 UNLIKE = "it is unlike the images that the model was trained on, most of all in "
 REASONS: dict[str, tuple[NDArray[np.uint16], dict[str, Any], str]] = {
     "a lateral film": (CHEST, {"ViewPosition": "LL"}, "ViewPosition is LL, which is excluded"),
     "one side": (CHEST, {"ImageLaterality": "L"}, "ImageLaterality is L, which is excluded"),
     "a lateral film by its name": (CHEST, {"SeriesDescription": "Chest lateral"}, "SeriesDescription is Chest lateral"),
+    "a lateral film in other words": (CHEST, {"ViewPosition": "L LAT"}, "ViewPosition is L LAT, which is excluded"),
+    "rows that run forward": (
+        CHEST,
+        {"PatientOrientation": ["A", "F"]},
+        "PatientOrientation is A\\F, which is excluded",
+    ),
+    "upside down": (CHEST, {"PatientOrientation": ["R", "H"]}, "PatientOrientation is R\\H, which is excluded"),
+    "a lateral film by its code": (
+        CHEST,
+        {"ViewCodeSequence": coded("left lateral")},
+        "ViewCodeSequence is 1\\left later",
+    ),
+    "a lateral film by abbreviation": (
+        CHEST,
+        {"SeriesDescription": "CHEST LAT 14x17"},
+        "SeriesDescription is CHEST LAT",
+    ),
+    "a lateral film by its protocol": (CHEST, {"ProtocolName": "Thorax seitlich"}, "ProtocolName is Thorax seitlich"),
+    "a film for processing": (
+        CHEST,
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.1.1.1"},
+        "SOPClassUID is 1.2.840.10008.5",
+    ),
     "a phantom": (CHEST, {"QualityControlImage": "YES"}, "QualityControlImage is YES, which is excluded"),
     "an empty film": (empty(), {}, "of its pixels lie at the lower limit: it is empty or clipped"),
     "a clipped film": (clipped(), {}, "of its pixels lie at the upper limit: it is empty or clipped"),
@@ -76,6 +106,23 @@ def test_each_is_declined_with_its_reason(what: str, bundle: str, tmp_path: Path
     assert one.score is not None
     assert f"(unlikeness {one.score:.2f}, limit 1)" in restraint.reason(one)
     assert one.score > 1 or UNLIKE not in one.reason
+
+
+FRONTAL: dict[str, dict[str, Any]] = {
+    "postero-anterior": {"ViewCodeSequence": coded("postero-anterior", "272479007"), "PatientOrientation": ["L", "F"]},
+    "a view without a code": {"ViewCodeSequence": Sequence(), "ViewPosition": "", "PatientOrientation": ""},
+    "mirrored": {"PatientOrientation": ["R", "F"], "ProtocolName": "Chest PA"},
+    "in bed": {"ViewPosition": "AP", "SeriesDescription": "Chest AP flat plate", "PatientOrientation": ["L", "F"]},
+}
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("what", FRONTAL)
+def test_a_frontal_film_has_no_such_reason(what: str, bundle: str, tmp_path: Path) -> None:
+    files = written(tmp_path, CHEST, **FRONTAL[what])
+    assert not [
+        one for one in restraint.declined(files, load(files, 2), bundles.find(bundle)) if "excluded" in one.reason
+    ]
 
 
 def test_another_body_part_is_not_even_chosen(tmp_path: Path) -> None:
