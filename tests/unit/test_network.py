@@ -89,6 +89,40 @@ def test_only_the_network_computes_within_a_turn(tmp_path: Path) -> None:
     assert said == ["_before", "turn", "_inferer", "over", "_after"]
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reader": "NibabelReader", "as_closest_canonical": True}, "as_closest_canonical = True"),
+        ({"affine_lps_to_ras": False}, "affine_lps_to_ras = False"),
+        ({"reader": "ITKReader", "reverse_indexing": True}, "reverse_indexing = True"),
+        ({"reader": "PydicomReader", "swap_ij": False}, "swap_ij = False"),
+    ],
+)
+def test_a_reader_that_would_turn_images_is_declined(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    reader: dict[str, Any] = {"_target_": "LoadImaged", "keys": "image"} | options
+    steps = [reader, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
+    bundle = segmenter(tmp_path / "zoo", preprocessing={"_target_": "Compose", "transforms": steps})
+    with pytest.raises(BundleError, match=rf"LoadImaged has {told}, which turns an image .* let an Orientationd"):
+        network(bundle)
+
+
+def test_a_reader_that_an_expression_made_is_looked_at_too(tmp_path: Path) -> None:
+    made = "monai.transforms.LoadImaged('image', reader='NibabelReader', as_closest_canonical=True)"
+    before = f"$monai.transforms.Compose([{made}])"
+    bundle = segmenter(tmp_path / "zoo", imports=["$import monai"], preprocessing=before)
+    with pytest.raises(BundleError, match="LoadImaged has as_closest_canonical = True"):
+        network(bundle)
+
+
+@pytest.mark.parametrize(
+    "options", [{"affine_lps_to_ras": True}, {"reader": "PILReader", "reverse_indexing": True}, {"image_only": True}]
+)
+def test_options_of_a_reader_that_turn_nothing_are_passed_over(options: dict[str, Any], tmp_path: Path) -> None:
+    reader: dict[str, Any] = {"_target_": "LoadImaged", "keys": "image"} | options
+    steps = [reader, {"_target_": "EnsureChannelFirstd", "keys": "image"}]
+    network(segmenter(tmp_path / "zoo", preprocessing={"_target_": "Compose", "transforms": steps}))
+
+
 def test_another_digest_is_not_run(tmp_path: Path) -> None:
     bundle = segmenter(tmp_path / "phantom")
     digest = bundle.digest

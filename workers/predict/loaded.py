@@ -31,10 +31,16 @@ IMAGE = "image"
 
 
 class Loaded(MapTransform):
-    """The place of `LoadImaged`: the images are there already; of its options only the channel axis matters."""
+    """The place of `LoadImaged`: the images are there already; of its options only the channel axis matters.
 
-    def __init__(self, keys: Any = IMAGE, ensure_channel_first: bool = False, **_options: Any) -> None:
+    Raises ValueError where another option would have turned the image: the network learned what such images look like.
+    """
+
+    def __init__(
+        self, keys: Any = IMAGE, reader: Any = None, ensure_channel_first: bool = False, **options: Any
+    ) -> None:
         super().__init__(keys, allow_missing_keys=True)
+        _require_as_it_lies(options, str(reader))
         self._first = EnsureChannelFirst() if ensure_channel_first else None
 
     def __call__(self, data: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -131,8 +137,21 @@ def steps(chain: Any) -> list[Any]:
     return [chain] if inner is None else [found for step in inner for found in steps(step)]
 
 
+def _require_as_it_lies(options: Mapping[str, Any], reader: str) -> None:
+    turns = {"as_closest_canonical": True, "affine_lps_to_ras": False, "swap_ij": False, "index_order": "C"}
+    turns["reverse_indexing"] = "pil" not in reader.lower()  # a reader of pictures does it by itself
+    for name, turning in turns.items():
+        if name in options and options[name] == turning:
+            raise ValueError(
+                f"LoadImaged has {name} = {turning}, which turns an image as it is read; here it is handed over as it "
+                "lies, with a RAS affine. Take the option out and let an Orientationd turn it, as the network knows it"
+            )
+
+
 def _replaced(step: Any) -> Loaded:
     inner = getattr(step, "_loader", step)
+    for reader in getattr(inner, "readers", ()):
+        _require_as_it_lies(vars(reader), type(reader).__name__)
     return Loaded(getattr(step, "keys", IMAGE), bool(getattr(inner, "ensure_channel_first", False)))
 
 
