@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -91,13 +92,23 @@ def group(instances: Iterable[Instance]) -> tuple[Study, ...]:
 
 
 def scan(folder: Path) -> tuple[tuple[Study, ...], tuple[str, ...]]:
-    """Read every file below `folder`; return the studies and, for each file left out, why."""
-    instances, left_out = [], []
+    """Read every file below `folder`; return the studies and, for each file left out, why.
+
+    Of two files of one SOP Instance the first is taken; that the other differs is told.
+    """
+    instances: list[Instance] = []
+    left_out: list[str] = []
+    first: dict[str, Instance] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:
             instances.append(read_instance(path))
         except Unsuitable as error:
             left_out.append(str(error))
+            continue
+        uid = instances[-1].sop_instance_uid
+        taken = first.setdefault(uid, instances[-1]).path
+        if taken != path and not filecmp.cmp(taken, path, shallow=False):
+            left_out.append(f"{path.name} is instance {uid} with other content than {taken.name}, which is read.")
     return group(instances), tuple(left_out)
 
 

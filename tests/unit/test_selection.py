@@ -20,7 +20,7 @@ from node import bundles
 from node.route.selection import Choice, select
 from node.settings import Route
 from node.study import scan
-from tests.unit.headers import bundle, series_of
+from tests.unit.headers import bundle, header, part10, series_of
 
 ROUTE = Route(name="all", models=("one",), send_to=())
 
@@ -94,6 +94,16 @@ def test_two_series_of_films_are_both_read(tmp_path: Path) -> None:
 def test_a_series_that_nothing_is_asked_of_has_a_reason_too(tmp_path: Path) -> None:
     (choice,) = select([series_of(tmp_path, 2)], bundle(series={}), ROUTE)
     assert (choice.chosen, choice.reasons) == (True, ("no condition is made on its attributes",))
+
+
+def test_another_file_of_an_instance_is_told_only_where_it_differs(tmp_path: Path) -> None:
+    same = {"SOPInstanceUID": "1.2.7", "SeriesInstanceUID": "1.2.6", "StudyInstanceUID": "1.2.5"}
+    one, other = header(**same), header(**same, PatientID="2")
+    for name, ds in (("1", one), ("2", one), ("3", other)):
+        (tmp_path / name).write_bytes(part10(ds))
+    studies, left_out = scan(tmp_path)
+    assert left_out == ("3 is instance 1.2.7 with other content than 1, which is read.",)
+    assert studies[0].series[0].instances[0].path.name == "1"
 
 
 def test_a_localizer_among_the_slices_is_left_out(tmp_path: Path) -> None:
