@@ -110,6 +110,15 @@ def test_a_film_has_boxes_too(tmp_path: Path) -> None:
     assert [box.left, box.top, box.right, box.bottom] == pytest.approx([3.5, 4.5, 12.5, 16.5])
 
 
+def test_boxes_off_the_images_are_counted_and_not_passed_over(tmp_path: Path) -> None:
+    """[boxes] that is wrong must not read as if nothing was found: these are in "lps"."""
+    world = WORLD | {"affine_lps_to_ras": True}
+    bundle = zoo.finder(tmp_path / "zoo", '[boxes]\nmode = "xyzxyz"\nspace = "ras"\n', world=world)
+    reading = read_it(bundle, load_for(save(stack(cube()), tmp_path / "in"), bundle.dicom))
+    assert [len(detection.boxes) for detection in reading.detections] == [0]
+    assert reading.remarks == ("1 box of Thing 0 not told: without an extent, or off the images.",)
+
+
 def test_boxes_of_all_slices_that_are_not_told_are_counted(tmp_path: Path) -> None:
     """One on each of twelve slices, of which no slice has more than are told."""
     flat = zoo.finder(tmp_path / "zoo", '[boxes]\nmode = "xyxy"\n', dimensions=2)

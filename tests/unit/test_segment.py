@@ -91,6 +91,13 @@ def test_a_bundle_that_does_not_bring_its_labels_back_says_nothing(moved: dict[s
         segment(segmenter(tmp_path / "phantom", **config), volumes)
 
 
+def test_to_bring_the_image_back_is_not_to_bring_the_labels_back(tmp_path: Path) -> None:
+    back = {"_target_": "Invertd", "keys": "image", "transform": "@preprocessing", "nearest_interp": False}
+    volumes = load(save(stack(body()), tmp_path / "in"), 3)
+    with pytest.raises(Permanent, match="it could be mirrored"):
+        segment(segmenter(tmp_path / "phantom", postprocessing=zoo.steps(back, ARGMAX)), volumes)
+
+
 def test_a_mirrored_film_is_not_reported_either(tmp_path: Path) -> None:
     mirrored = {"_target_": "Flipd", "keys": "image", "spatial_axis": 0}
     config = {"preprocessing": zoo.steps(zoo.LOAD, zoo.FIRST, mirrored), "postprocessing": zoo.steps(ARGMAX)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,8 @@ from node.findings import Box, Detection, Volume
 from workers.predict import loaded
 
 Points = NDArray[np.float64]
+Off = tuple[int, ...]
+"""How many boxes of each `[[detection]]` have no extent on the images: in a padded border, or as `[boxes]` is wrong."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def found(said: Any, entry: BoxEntry, affine_ras_mm: Any, title: str) -> Found:
     return Found(boxes, labels.astype(np.int64), scores, np.asarray(affine_ras_mm, np.float64))
 
 
-def detections(said: Found, volume: Volume, bundle: Bundle) -> tuple[Detection, ...]:
-    """Return one Detection for each `[[detection]]` of `bundle`, with all its boxes, best first.
+def detections(said: Found, volume: Volume, bundle: Bundle) -> tuple[tuple[Detection, ...], Off]:
+    """Return one Detection for each `[[detection]]` of `bundle`, with all its boxes, best first; and what is off.
 
     Raises `Permanent` for a label that no `[[detection]]` has.
     """
@@ -64,32 +67,36 @@ def detections(said: Found, volume: Volume, bundle: Bundle) -> tuple[Detection, 
     if unknown := sorted(set(said.labels.tolist()) - {entry.value for entry in entries}):
         raise Permanent(f"{bundle.title} answered with labels {unknown[:5]} that dicom.toml does not explain.")
     low, high = _on_source(said, bundle.dicom.boxes, volume)
-    made = []
+    made, off = [], []
     for entry in entries:
         wanted = np.flatnonzero((said.labels == entry.value) & (said.scores >= entry.threshold))
         ordered = sorted(wanted.tolist(), key=lambda k: -float(said.scores[k]))
         boxes = [box for k in ordered if (box := _box(low[k], high[k], float(said.scores[k]), volume))]
         made.append(_detection(entry, tuple(boxes), volume))
-    return tuple(made)
+        off.append(len(ordered) - len(boxes))
+    return tuple(made), tuple(off)
 
 
-def joined(each: list[tuple[Detection, ...]]) -> tuple[Detection, ...]:
+def joined(each: Sequence[tuple[tuple[Detection, ...], Off]]) -> tuple[tuple[Detection, ...], Off]:
     """Put the detections of the slices of one volume together, best box first."""
-    middle = each[len(each) // 2]
-    boxes = (
-        sorted((box for said in each for box in said[k].boxes), key=lambda b: -b.score) for k in range(len(middle))
-    )
-    return tuple(_with(detection, tuple(found)) for detection, found in zip(middle, boxes, strict=True))
+    together = []
+    for k, middle in enumerate(each[len(each) // 2][0]):
+        boxes = sorted((box for said, _ in each for box in said[k].boxes), key=lambda box: -box.score)
+        together.append(_with(middle, tuple(boxes)))
+    return tuple(together), tuple(map(sum, zip(*(off for _, off in each), strict=True)))
 
 
-def at_most(found: tuple[Detection, ...], bundle: Bundle) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
-    """Return `found` with as many boxes as are told of each, and a remark for each that has more."""
-    told, remarks = [], []
-    for entry, detection in zip(bundle.dicom.detection, found, strict=True):
-        told.append(_with(detection, detection.boxes[: entry.most]))
+def told(found: tuple[Detection, ...], off: Off, bundle: Bundle) -> tuple[tuple[Detection, ...], tuple[str, ...]]:
+    """Return `found` with as many boxes as are told of each, and remarks on those that are not."""
+    kept, remarks = [], []
+    for entry, detection, missed in zip(bundle.dicom.detection, found, off, strict=True):
+        kept.append(_with(detection, detection.boxes[: entry.most]))
         if (number := len(detection.boxes)) > entry.most:
             remarks.append(f"{number} of {entry.label} were found; the {entry.most} with the best scores are told.")
-    return tuple(told), tuple(remarks)
+        if missed:
+            noun = "box" if missed == 1 else "boxes"
+            remarks.append(f"{missed} {noun} of {entry.label} not told: without an extent, or off the images.")
+    return tuple(kept), tuple(remarks)
 
 
 def _array(value: Any) -> Points:

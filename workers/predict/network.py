@@ -252,7 +252,8 @@ class Network:
 
         `seen`: the affine of the network's input. MONAI's SaveImaged would turn what lacks an Invertd; it is left out.
         """
-        if any(isinstance(step, Invertd | LabelsBackd) for step in loaded.steps(self._after)):
+        steps = loaded.steps(self._after)
+        if any(isinstance(step, LabelsBackd) or (isinstance(step, Invertd) and "pred" in step.keys) for step in steps):
             return
         turns = [sum(isinstance(s, Transposed) for s in loaded.steps(chain)) for chain in (self._before, self._after)]
         if loaded.is_on_grid(seen, volume) and turns[0] == turns[1]:  # Transposed leaves the affine as it was

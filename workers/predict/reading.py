@@ -66,9 +66,9 @@ def _detections(network: Network, volume: Volume, bundle: Bundle) -> tuple[tuple
     how = bundle.dicom.boxes
     assert how is not None  # noqa: S101 - a detection has it
     if not bundle.dicom.per_slice:
-        return detect.at_most(detect.detections(network.detect(volume, how), volume, bundle), bundle)
+        return detect.told(*detect.detections(network.detect(volume, how), volume, bundle), bundle)
     each = [detect.detections(network.detect(image, how), image, bundle) for image in slices(volume)]
-    return detect.at_most(detect.joined(each), bundle)
+    return detect.told(*detect.joined(each), bundle)
 
 
 def algorithm(bundle: Bundle) -> Algorithm:
