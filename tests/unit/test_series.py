@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
@@ -189,6 +189,45 @@ def test_a_slice_of_padding_alone_is_as_dark_as_the_darkest_pixel(tmp_path: Path
     expected = body() - 1024.0
     expected[[0, 11]] = expected[1:11].min()
     assert np.array_equal(volume.pixels, expected)
+
+
+@pytest.mark.parametrize(
+    ("shared", "of_one", "of_other", "reason"),
+    [
+        ({"Modality": "MR"}, {"EchoTime": 10}, {"EchoTime": 80}, r"it mixes echo times \(ms\): .* has 80, .* has 10$"),
+        ({"Modality": "MR"}, {"DiffusionBValue": 0.0}, {"DiffusionBValue": 800.0}, "it mixes b-values"),
+        ({"Modality": "PT"}, {"Units": "BQML"}, {"Units": "CNTS"}, "it mixes units: .* has CNTS, .* has BQML"),
+        ({"Modality": "MR"}, {"RescaleSlope": 2}, {"RescaleSlope": None, "RescaleIntercept": None}, "mixes rescaled"),
+    ],
+)
+def test_slices_of_two_kinds_that_lie_between_each_other_are_refused(
+    shared: dict[str, str], of_one: dict[str, Any], of_other: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    one, other = stack(body(), **shared, **of_one), stack(body(), **shared, **of_other)
+    datasets = [(one, other)[k % 2][k] for k in range(12)]
+    with pytest.raises(Unsuitable, match=reason):
+        load(save(datasets, tmp_path), 3)
+
+
+def test_echo_times_of_frames_are_compared_too(tmp_path: Path) -> None:
+    ds = enhanced(stack(body(), Modality="MR"), range(12))
+    ds.Modality = "MR"
+    for k, groups in enumerate(ds.PerFrameFunctionalGroupsSequence):
+        echo = Dataset()
+        echo.EffectiveEchoTime = 10.0 + 70 * (k % 2)
+        groups.MREchoSequence = [echo]
+    with pytest.raises(Unsuitable, match=r"it mixes echo times \(ms\): frame 2 of "):
+        load(save([ds], tmp_path), 3)
+
+
+def test_what_is_rounded_or_not_said_is_no_difference(tmp_path: Path) -> None:
+    datasets = stack(body(), Modality="MR")
+    for k, ds in enumerate(datasets[:9]):
+        ds.EchoTime = [4.6, 4.58, 4.603][k % 3]
+    for ds in datasets[6:]:
+        del ds.RescaleSlope, ds.RescaleIntercept
+    [volume] = load(save(datasets, tmp_path), 3)
+    assert np.array_equal(volume.pixels, body())
 
 
 def test_frames_that_nobody_describes_are_refused(tmp_path: Path) -> None:

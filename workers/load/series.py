@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from node.errors import Unsuitable
 from node.findings import Volume
 from workers.load import geometry, patients
+from workers.load.alike import require_alike
 from workers.load.pixels import stored_values
 from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image
 from workers.load.values import displayed, is_all_padding, require_hounsfield, rescaled
@@ -97,6 +98,7 @@ def _volume(images: Sequence[Image]) -> Volume:
     for image, frame in where:
         _require_units(image, frame)
     stack = geometry.stack([frame.plane for _, frame in where], same_picture)
+    require_alike([where[i] for i in stack.order])
     kept = {id(where[i][1]): k for k, i in enumerate(stack.order)}
     pixels = np.empty((len(stack.order), *where[0][1].plane.shape), dtype=np.float32)
     is_empty = np.zeros(len(pixels), np.bool_)

@@ -89,16 +89,16 @@ def _slices(ds: Dataset, name: str) -> tuple[Slice, ...]:
             Source(uid, index + 1 if is_multiframe else None),
             index,
             _plane(ds, index, (rows, columns), f"frame {index + 1} of {name}" if is_multiframe else name),
-            _group(ds, index, "PixelValueTransformationSequence"),
+            group(ds, index, "PixelValueTransformationSequence"),
         )
         for index in range(frames)
     )
 
 
 def _plane(ds: Dataset, index: int, size: tuple[int, int], name: str) -> Plane:
-    position = numbers(_group(ds, index, "PlanePositionSequence") or ds, "ImagePositionPatient", 3)
-    cosines = numbers(_group(ds, index, "PlaneOrientationSequence") or ds, "ImageOrientationPatient", 6)
-    spacing = positive_pair(_group(ds, index, "PixelMeasuresSequence") or ds, "PixelSpacing")
+    position = numbers(group(ds, index, "PlanePositionSequence") or ds, "ImagePositionPatient", 3)
+    cosines = numbers(group(ds, index, "PlaneOrientationSequence") or ds, "ImageOrientationPatient", 6)
+    spacing = positive_pair(group(ds, index, "PixelMeasuresSequence") or ds, "PixelSpacing")
     return Plane(
         name,
         (position[0], position[1], position[2]) if position else None,
@@ -109,7 +109,7 @@ def _plane(ds: Dataset, index: int, size: tuple[int, int], name: str) -> Plane:
     )
 
 
-def _group(ds: Dataset, index: int, keyword: str) -> Dataset | None:
+def group(ds: Dataset, index: int, keyword: str) -> Dataset | None:
     """The functional group item that holds for a frame, or None."""
     per_frame = ds.get("PerFrameFunctionalGroupsSequence") or []
     shared = ds.get("SharedFunctionalGroupsSequence") or []
