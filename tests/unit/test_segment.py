@@ -86,7 +86,7 @@ def test_a_bundle_that_does_not_bring_its_labels_back_says_nothing(moved: dict[s
     }
     volumes = load(save(stack(body(12, 20, 20)), tmp_path / "in"), 3)
     with pytest.raises(
-        Permanent, match=r"it could be mirrored\. Nothing was reported\. Its postprocessing must have an"
+        Permanent, match=r"it could be mirrored\. Nothing was reported\. Its postprocessing must have one"
     ):
         segment(segmenter(tmp_path / "phantom", **config), volumes)
 

@@ -16,7 +16,6 @@ import torch
 from monai.bundle.config_parser import ConfigParser
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.post.dictionary import Activationsd, AsDiscreted, Invertd
-from monai.transforms.utility.dictionary import Transposed
 from numpy.typing import NDArray
 
 from node import macros
@@ -24,7 +23,7 @@ from node.bundles import Bundle, inference_config
 from node.dicomconfig import BoxEntry
 from node.errors import BundleError, Permanent, Transient, first_cause
 from node.findings import Source, Volume
-from workers.predict import detect, engine, layers, loaded, probabilities, weights
+from workers.predict import detect, engine, layers, loaded, probabilities, wayback, weights
 from workers.predict import device as devices
 from workers.predict.detect import Found
 from workers.predict.loaded import to_images
@@ -98,11 +97,11 @@ class Network:
             if self._kept is not None:
                 self._kept[volume.sources] = dict(case), answer[0].as_subclass(torch.Tensor).cpu()
             case["pred"] = answer[0]
-            seen = case[self._image_key(case)].affine
             answer = self._after(case)["pred"]
             self.shapes["answer"] = tuple(answer.shape)
             if self._is_mask:
-                self._require_way_back(seen, answer, volume)
+                chains = self._before, self._after
+                wayback.require(case, self._image_key(case), answer, volume, chains, self._title)
             elif not self._is_probable:
                 self._require_probabilities(case, image)
         return np.asarray(answer.cpu() if isinstance(answer, torch.Tensor) else answer)
@@ -196,7 +195,7 @@ class Network:
     def _prepared(self, volume: Volume) -> tuple[dict[Any, Any], torch.Tensor]:
         """Return what the preprocessing makes of `volume`, and of it the network's input (1, channel, …)."""
         case = self._before(to_images(volume, self._keys, self._title, copy=not self._leaves_alone))
-        return case, case[self._image_key(case)].as_tensor()[None].to(self._device)
+        return case, torch.as_tensor(case[self._image_key(case)]).as_subclass(torch.Tensor)[None].to(self._device)
 
     def _image_key(self, case: dict[Any, Any]) -> str:
         """The input's key: `image`, as bundles call it, or the one that was loaded."""
@@ -247,25 +246,6 @@ class Network:
             )
         return f"{self._title} failed on an input of {volume.pixels.shape}: {first_cause(error)}"
 
-    def _require_way_back(self, seen: Any, answer: Any, volume: Volume) -> None:
-        """Where the preprocessing moved voxels, the postprocessing must move them back: the shape alone tells no side.
-
-        `seen`: the affine of the network's input. MONAI's SaveImaged would turn what lacks an Invertd; it is left out.
-        """
-        steps = loaded.steps(self._after)
-        if any(isinstance(step, LabelsBackd) or (isinstance(step, Invertd) and "pred" in step.keys) for step in steps):
-            return
-        turns = [sum(isinstance(s, Transposed) for s in loaded.steps(chain)) for chain in (self._before, self._after)]
-        if loaded.is_on_grid(seen, volume) and turns[0] == turns[1]:  # Transposed leaves the affine as it was
-            return
-        has_place = isinstance(answer, MetaTensor) and not np.allclose(answer.affine, np.eye(len(answer.affine)))
-        if not has_place or not loaded.is_on_grid(answer.affine, volume) or turns[0] != turns[1]:
-            raise Permanent(
-                f"{self._title} turns, crops or resamples images before its network, and does not bring the answer "
-                "back: it could be mirrored. Nothing was reported. Its postprocessing must have an Invertd with "
-                "`transform` its preprocessing; what SaveImaged does on the way to a file is not done here."
-            )
-
     def _require_probabilities(self, case: dict[Any, Any], image: torch.Tensor) -> None:
         def answer(noise: torch.Tensor) -> torch.Tensor:
             said = MetaTensor(self._inferer(noise, self._runner)[0].float().cpu())
@@ -278,7 +258,10 @@ class Network:
     def _require_finite(self, answer: Any) -> MetaTensor:
         """Before argmax or a threshold can hide it: a network that computes NaN has no answer."""
         if not isinstance(answer, torch.Tensor):
-            raise Permanent(f"{self._title} answered with a {type(answer).__name__}; one tensor was expected.")
+            raise Permanent(
+                f"{self._title} answered with a {type(answer).__name__}; one tensor was expected. "
+                "Nothing was reported. Let network_def, or an inferer in its scripts/, return the one that is meant."
+            )
         if not bool(torch.isfinite(answer).all()):
             raise Permanent(f"{self._title} answered with values that are not finite numbers; nothing was reported.")
         return MetaTensor(answer.float())

@@ -12,6 +12,7 @@ from monai.transforms.inverse import InvertibleTransform
 from monai.transforms.post.dictionary import AsDiscreted, Invertd
 from monai.transforms.spatial.dictionary import Spacingd
 
+from workers.predict import loaded
 from workers.predict.resample import AxisResample
 
 _MOVE_VOXELS = {"Orientationd", "CropForegroundd", "SpatialPadd", "DivisiblePadd", "EnsureChannelFirstd"}
@@ -56,6 +57,7 @@ class LabelsBackd:
 
     def __init__(self, back: Invertd, argmax: AsDiscreted, resampling: AxisResample, dtype: torch.dtype) -> None:
         self._back, self._argmax, self._resampling, self._dtype = back, argmax, resampling, dtype
+        self.keys = back.keys
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return `data` with labels on the source grid in place of classes."""
@@ -103,6 +105,8 @@ def _copies(before: Compose) -> bool:
 
 def _is_plain_inverse(step: Any, before: Compose) -> bool:
     if type(step) is not Invertd or step.transform is not before or len(step.keys) != 1:
+        return False
+    if step.orig_keys[0] not in (loaded.IMAGE, *loaded.keys(before)):  # another image may have gone another way
         return False
     return not step.nearest_interp[0] and step.post_func[0] is None and step.device[0] in (None, "cpu")
 
