@@ -6,6 +6,7 @@ Instance UIDs are allowed here, nothing else that identifies a patient is.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -18,6 +19,10 @@ from node import clock
 from node.log import describe, safe
 
 logger = logging.getLogger(__name__)
+
+
+_BEGINNING = '{"time": '
+"""Of every line of ours."""
 
 
 class AuditEvent(Enum):
@@ -60,7 +65,10 @@ class Audit:
     def __init__(self, path: Path, now: clock.Clock = clock.now) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._now = path, now
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        size = os.fstat(self._file).st_size
+        self._is_torn = size > 0 and os.pread(self._file, 1, size - 1) != b"\n"
+        """A crash or a full disk cut the last line off: the next one begins on a line of its own."""
 
     def write(self, event: AuditEvent, outcome: Outcome, **details: Unpack[Details]) -> None:
         """Append one line; a disk that refuses it is logged and does not stop the node."""
@@ -70,10 +78,18 @@ class Audit:
             line |= {"type": type_code, "type_meaning": type_meaning}
         line["outcome"] = int(outcome)
         line |= {key: value if isinstance(value, int) else safe(value) for key, value in details.items()}
+        said = f"{json.dumps(line, ensure_ascii=True)}\n".encode("ascii")
         try:
-            os.write(self._file, f"{json.dumps(line, ensure_ascii=True)}\n".encode("ascii"))
+            self._append(b"\n" * self._is_torn + said)
         except OSError as error:
             logger.error("The audit trail refused a line.", extra={"action": "audit_failed", "error": describe(error)})
+
+    def _append(self, said: bytes) -> None:
+        """One `write`; a disk that takes only the beginning has no room for the rest."""
+        if os.write(self._file, said) < len(said):
+            self._is_torn = True
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._is_torn = False
 
     def close(self) -> None:
         """Close the file; a line that comes later is refused, never written into a descriptor that was reused."""
@@ -86,12 +102,14 @@ def read(path: Path, only: AuditEvent | None = None) -> Iterator[dict[str, Any] 
     """Yield the lines of the trail at `path`, None for what is none; nothing where there is no trail.
 
     With `only`, lines that do not name this event are passed over, unparsed: a trail of years has millions. Never more
-    than one line is held. A last line that a crash cut off was never written.
+    than one line is held. A line that a crash or a full disk cut off was never written.
     """
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace", newline="\n") as trail:
         for line in trail:
+            if line.startswith(_BEGINNING) and not line.endswith("}\n"):
+                continue
             if line.endswith("\n") and (only is None or f'"{only.value[0]}"' in line):
                 yield _parse(line)
 

@@ -222,7 +222,7 @@ class Node:
         )
         if rules.fetch == "no":
             return ticks
-        take = listener.taking(self.settings, db, self.spool, stack)
+        take = listener.taking(lambda: self.settings, db, self.spool, stack)
 
         def fetch() -> int:
             return inquiry.fetch(db, self.settings, take, contexts.TRANSFER_SYNTAXES, db.now, stopping=self._stopping)

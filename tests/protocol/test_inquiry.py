@@ -24,6 +24,7 @@ from node.simulate.faults import Fault
 from node.simulate.pacs import Pacs
 from node.store import completion, studies
 from tests.protocol.listening import Node, listening
+from tests.unit import encoded
 
 QUICK = Timeouts(connect=5, acse=10, dimse=4, write=4)
 
@@ -87,7 +88,7 @@ def hospital(folder: Path, known: bool = True, counts: bool = True, **rules: Any
         node = stack.enter_context(listening(folder, settings=settings))
         if known:
             pacs.peers["WETREAD"] = ("127.0.0.1", node.port)
-        take = accept.taking(settings, node.db, node.spool, stack)
+        take = accept.taking(lambda: settings, node.db, node.spool, stack)
         yield Hospital(node, pacs, settings, take)
 
 
@@ -233,3 +234,17 @@ def test_a_retrieval_that_hangs_ends_in_time_and_keeps_back_no_other_study(tmp_p
         here.ask()
         assert here.assemble() == 1
         assert "attempt 1 of 1, failed: it" in here.reason(first)
+
+
+def test_what_is_fetched_is_judged_by_the_configuration_in_force(tmp_path: Path) -> None:
+    """`[ingest] check` is taken in by a reload; what was fetched went by the one of the start."""
+    said: dict[str, Any] = {"destination": {"pacs": {"host": "127.0.0.1", "port": 104, "ae_title": "PACS"}}}
+    said |= {"completeness": {"archive": "pacs"}}
+    in_force = Settings.model_validate(said)
+    odd = encoded.dataset(uids={0x0020000D: "1.2.03"})
+    with ExitStack() as stack:
+        node = stack.enter_context(listening(tmp_path))
+        take = accept.taking(lambda: in_force, node.db, node.spool, stack)
+        assert take(odd, encoded.CT, "1.2.3.4", encoded.EXPLICIT) == 0xC000
+        in_force = Settings.model_validate(said | {"ingest": {"check": "lenient"}})
+        assert take(odd, encoded.CT, "1.2.3.4", encoded.EXPLICIT) == 0x0000
