@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from node import clock
 from node.audit import Audit, AuditEvent, Outcome
 from node.store import deliveries, invariants, jobs, transfers
 from node.store.db import Database
-from node.store.invariants import Beside
+from node.store.invariants import Beside, secrets
 from node.store.invariants.trail import check as check_trail
 from node.store.studies import settle
 from tests.unit.headers import header
@@ -186,3 +187,35 @@ def test_deliveries_that_were_dropped_are_no_transfer(ward: Ward) -> None:
     told: list[transfers.Transfer] = []
     settle(ward.db, OLD, arrived=told.append)
     assert told == []
+
+
+def test_the_values_of_many_patients_are_found_as_each_alone_would_be() -> None:
+    values = [b"Miller", b"Millers Son", b"Mill.er+", b"100042", b"1000421", b"M\xc3\xbcller", b"QX-7731"]
+    pattern = secrets._pattern({b"CANARY": "a canary"}, values)
+    assert pattern is not None
+    for line, found in {
+        b"of Millers Son.": b"Millers Son", b"of Millers": None, b"Miller, A": b"Miller", b"(Mill.er+)": b"Mill.er+",
+        b"Mill_er+": None, b"=100042 ": b"100042", b"=1000421": b"1000421", b"1.2.100042": None, b"100042.7": None,
+        b"100042.": b"100042", b"M\xc3\xbcller": b"M\xc3\xbcller", b"xCANARYx": b"CANARY", b"QX-77312": None,
+    }.items():  # fmt: skip
+        match = pattern.search(line)
+        assert (match and match.group()) == found, line
+    assert secrets._pattern({}, []) is None
+    growing = {part for length in range(6, 3000) for part in secrets._parts("A" * length)}
+    deep = secrets._pattern({}, growing)
+    assert deep is not None
+    assert deep.search(b"=" + b"A" * 100)
+
+
+def test_thousands_of_patients_are_no_load_for_a_look_at_a_long_log() -> None:
+    """One after the other they took six seconds for each megabyte."""
+    by_chance = random.Random(7)  # noqa: S311 - no secret
+    values = [f"{by_chance.randrange(10**8):08d}".encode() for _ in range(6000)]
+    pattern = secrets._pattern({}, values)
+    assert pattern is not None
+    lines = [
+        b"INFO    Study 1.2.826.0.1 is complete, job 4f561c45-0b08 count=2 2026-11-29T02:08:35" for _ in range(40_000)
+    ]
+    started = time.process_time()
+    assert not any(pattern.search(line) for line in lines)
+    assert time.process_time() - started < 10

@@ -27,11 +27,18 @@ KEYWORDS = (
 )
 MIN_LENGTH = 6
 """Characters: a shorter value is in any text by chance."""
+MAX_LENGTH = 128
+"""Bytes: a longer value is none that DICOM allows, and would make the expression too deep."""
 MAX_INSTANCES = 2000
 """Headers that are read for values; each study has its patient in every instance."""
 _READING = "reading"
 """Where a worker writes Evidence Documents before they are filed; as closed as the spool, and swept."""
 _REMEDY = "Keep this file from others and delete it; please report where the value stands, not the value."
+
+
+_Tree = dict[int, "_Tree"]
+_END = -1
+"""Where a value may end, among the bytes with which it may go on."""
 
 
 def check(spool: Spool, beside: Beside) -> Iterator[Finding]:
@@ -50,10 +57,32 @@ def check(spool: Spool, beside: Beside) -> Iterator[Finding]:
 def _pattern(canaries: Mapping[bytes, str], known: Iterable[bytes]) -> re.Pattern[bytes] | None:
     """Canaries match anywhere; a patient's value only as a word of its own, since a number may be part of a UID."""
     parts = [re.escape(canary) for canary in canaries]
-    whole = [re.escape(value) for value in sorted(known, key=len, reverse=True)]
-    if whole:
-        parts.append(rb"(?<![0-9A-Za-z.])(?:" + b"|".join(whole) + rb")(?![0-9A-Za-z]|\.[0-9])")
+    if whole := _any_of(known):
+        parts.append(rb"(?<![0-9A-Za-z.])" + whole + rb"(?![0-9A-Za-z]|\.[0-9])")
     return re.compile(b"|".join(parts)) if parts else None
+
+
+def _any_of(values: Iterable[bytes]) -> bytes:
+    """Return an expression for any of `values`, the longest first, which shares their beginnings; b"" for none.
+
+    One after the other they would all be tried at each place: thousands of patients, in logs of gigabytes.
+    """
+    tree: _Tree = {}
+    for value in values:
+        node = tree
+        for byte in value:
+            node = node.setdefault(byte, {})
+        node[_END] = {}
+    return _rendered(tree)
+
+
+def _rendered(node: _Tree) -> bytes:
+    said = b""
+    while len(node) == 1 and _END not in node:
+        ((byte, node),) = node.items()
+        said += re.escape(bytes([byte]))
+    branches = [re.escape(bytes([byte])) + _rendered(rest) for byte, rest in sorted(node.items()) if byte != _END]
+    return said + (b"(?:" + b"|".join(branches) + b")" + b"?" * (_END in node) if branches else b"")
 
 
 def _known(spool: Spool) -> set[bytes]:
@@ -70,7 +99,7 @@ def _known(spool: Spool) -> set[bytes]:
 def _parts(value: str) -> set[bytes]:
     """The value itself and, of a name, each of its components."""
     parts = {value.strip(), *(part.strip() for part in re.split(r"[\^=\\]", value))}
-    return {part.encode() for part in parts if len(part) >= MIN_LENGTH}
+    return {part.encode() for part in parts if len(part) >= MIN_LENGTH and len(part.encode()) <= MAX_LENGTH}
 
 
 def _places(spool: Spool, beside: Beside) -> Iterator[tuple[str, Iterable[bytes]]]:
