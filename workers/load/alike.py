@@ -21,7 +21,9 @@ Value = str | float | None
 
 def require_alike(where: Sequence[tuple[Image, Slice]]) -> None:
     """Raise `Unsuitable` naming two slices whose echo time, b-value, unit or rescaling differ."""
-    for what, tell in _SAID:
+    for what, of, tell in _SAID:
+        if where[0][0].modality not in of:
+            continue
         said = [
             (value, frame.plane.name) for image, frame in where if (value := tell(image.ds, frame.index)) is not None
         ]
@@ -62,9 +64,10 @@ def _rescaling(ds: Dataset, index: int) -> Value:
     return "a Rescale Slope" if "RescaleSlope" in source or "RescaleIntercept" in source else "no Rescale Slope"
 
 
-_SAID: tuple[tuple[str, Callable[[Dataset, int], Value]], ...] = (
-    ("echo times (ms)", _echo_time),
-    ("b-values (s/mm2)", _b_value),
-    ("units", _unit),
-    ("rescaled images and others", _rescaling),
+_SAID: tuple[tuple[str, tuple[str, ...], Callable[[Dataset, int], Value]], ...] = (
+    ("echo times (ms)", ("MR",), _echo_time),
+    ("b-values (s/mm2)", ("MR",), _b_value),
+    ("units", ("PT",), _unit),
+    ("rescaled images and others", ("MR", "PT"), _rescaling),
 )
+"""What is compared, of which modalities, and how it is told; of a CT all must be in Hounsfield units in any case."""
