@@ -213,6 +213,18 @@ def test_the_voxels_of_a_seg_are_as_large_as_the_sr_counts_them(
     assert float(measures.SliceThickness) == pytest.approx(2.5 if said == 25.0 else 5.0)
 
 
+def test_one_slice_is_no_distance_from_another(tmp_path: Path) -> None:
+    paths = save(stack(body(), spacing=(2.5, 0.8, 0.7), SpacingBetweenSlices=1.0)[5:6], tmp_path)
+    [volume] = load(paths, 2)
+    labels = (body()[5:6] == 1000).astype(np.uint8)
+    reading = readings.volume_reading(volume, labels)
+    documents = evidence.build(reading, [volume], readings.context(paths))
+    gate.check(documents, reading, [volume], readings.context(paths))
+    [measures] = documents[0].dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert "SpacingBetweenSlices" not in measures
+    assert measures.SliceThickness == 5
+
+
 def test_sections_without_a_frame_of_reference_are_not_suitable(tmp_path: Path) -> None:
     slices, mask = phantoms.volume("axial")
     for ds in slices:

@@ -240,6 +240,8 @@ def _finished(ds: Dataset, run: Run, volume: Volume, ordinal: int) -> Dataset:
     ds.pop("ContentCreatorName", None)  # type 3, and a person's name: nobody drew this
     if volume.is_projection:
         _pixel_grid_as_plane(ds, run, volume)
+    elif len(volume.sources) == 1 and volume.sources[0].frame_number is None:  # highdicom says 1 mm of one slice
+        ds.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
     if ds.BitsAllocated == 8:  # highdicom pads with the character "0"; the standard wants the value (PS3.5 §8.1.1)
         pixels = ds.PixelData[: ds.NumberOfFrames * ds.Rows * ds.Columns]
         ds.PixelData = pixels + b"\0" * (len(pixels) % 2)
