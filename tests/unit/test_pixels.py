@@ -21,6 +21,7 @@ from workers.load.pixels import stored_values
 from workers.load.series import load
 from workers.load.slices import calibrated_spacing
 from workers.load.values import displayed, rescaled
+from workers.report import sc
 
 RAMP = np.arange(0, 4000, 10, dtype=np.uint16).reshape(20, 20)
 WIDE = np.tile(RAMP, (4, 4))
@@ -282,3 +283,24 @@ def test_a_blank_film_is_refused(tmp_path: Path) -> None:
     ds = film(np.full((8, 8), 7, np.uint16))
     with pytest.raises(Unsuitable, match="is blank: all pixels have the value 7"):
         load(save([ds], tmp_path), 2)
+
+
+@pytest.mark.parametrize(
+    ("elements", "aspect"),
+    [
+        ({}, 1.0),
+        ({"PixelAspectRatio": [2, 1]}, 2.0),
+        ({"ImagerPixelSpacing": [0.1, 0.2]}, 0.5),
+        ({"PixelSpacing": [0.4, 0.2], "ImagerPixelSpacing": [0.4, 0.2]}, 2.0),
+        ({"PixelSpacing": [0.3, 0.2], "ImagerPixelSpacing": [0.4, 0.2]}, 1.5),
+        ({"PixelAspectRatio": [1000, 1]}, 1.0),
+        ({"PixelAspectRatio": [0, 1]}, 1.0),
+    ],
+)
+def test_a_film_is_drawn_in_its_proportions_with_and_without_millimeters(
+    elements: dict[str, Any], aspect: float, tmp_path: Path
+) -> None:
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    [volume] = load(save([film(pixels, **elements)], tmp_path), 2)
+    assert sc.pixel_aspect(volume) == pytest.approx(aspect)
+    assert volume.pixel_aspect == pytest.approx(aspect)

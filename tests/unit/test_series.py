@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -386,3 +387,26 @@ def test_deflated_slices_give_the_same_volume(tmp_path: Path) -> None:
     datasets = stack(pixels, TransferSyntaxUID=DeflatedExplicitVRLittleEndian)
     [volume] = load(save(datasets, tmp_path), 3)
     assert np.array_equal(volume.pixels, pixels)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        ({"PixelData": bytes(2 * 64 * 64)}, "is blank: all pixels have the value 0"),
+        ({"PixelData": bytes(100)}, "has 100 bytes of Pixel Data where its header promises 8192"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "is a color image (PALETTE COLOR)"),
+        ({"PixelData": None}, "is no image with Pixel Data"),
+    ],
+)
+def test_a_film_that_cannot_be_read_keeps_no_other_from_it(broken: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    pixels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    good, bad = film(pixels, InstanceNumber=2), film(pixels, InstanceNumber=1)
+    for keyword, value in broken.items():
+        delattr(bad, keyword) if value is None else setattr(bad, keyword, value)
+    [volume] = load(save([bad, good], tmp_path / "both"), 2)
+    assert volume.sources[0].sop_instance_uid == good.SOPInstanceUID
+    [remark] = volume.remarks
+    assert remark.startswith(f"Not analyzed: instance {bad.SOPInstanceUID} ")
+    assert reason in remark
+    with pytest.raises(Unsuitable, match=re.escape(reason)):
+        load(save([bad], tmp_path / "alone"), 2)

@@ -21,7 +21,7 @@ from workers.load import patients
 from workers.load.geometry import film_affine
 from workers.load.header import integer, text
 from workers.load.pixels import GREY, MAX_DECODED_BYTES
-from workers.load.slices import Image, open_image
+from workers.load.slices import Image, open_image, pixel_aspect
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 """Of red, green and blue (ITU-R BT.601)."""
@@ -60,6 +60,7 @@ def _volumes(image: Image) -> Iterator[Volume]:
             is_projection=True,
             channels=channels,
             is_color=True,
+            pixel_aspect=pixel_aspect(image.ds),
         )
 
 

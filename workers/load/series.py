@@ -6,10 +6,11 @@ What cannot be read as it is meant is refused with the reason: no resampling, no
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +20,11 @@ from node.findings import Volume
 from workers.load import geometry, patients
 from workers.load.alike import require_alike
 from workers.load.pixels import stored_values
-from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image
+from workers.load.slices import PROJECTIONS, Image, Slice, calibrated_spacing, open_image, pixel_aspect
 from workers.load.values import displayed, is_all_padding, require_hounsfield, rescaled
 
+T = TypeVar("T")
+U = TypeVar("U")
 _THREADS = 4
 """Slices decoded at a time."""
 MAX_VOLUME_BYTES = 4 * 2**30
@@ -31,18 +34,47 @@ MAX_VOLUME_BYTES = 4 * 2**30
 def load(paths: Sequence[Path], dimensions: Literal[2, 3]) -> list[Volume]:
     """Read the Part 10 files of one series, in whatever order, and return what a bundle of `dimensions` reads.
 
-    2: one `Volume` of a single slice per film or frame, by Instance Number. 3: exactly one `Volume`.
+    2: one `Volume` of a single slice per film or frame, by Instance Number; what cannot be read beside others that can
+    is named in their remarks. 3: exactly one `Volume`.
     Raises `Unsuitable` naming instances and positions; OSError where a file cannot be read.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what pydicom finds odd in foreign values and codestreams is judged here
-        opened = (open_image(Path(path)) for path in paths)
-        images = _once(sorted(opened, key=lambda image: image.order))
-        _require_room(images)
-        patients.require_one((image.name, image.ds) for image in images)
         if dimensions == 2:
-            return [_film(image, frame, stored) for image in images for frame, stored in _frames(image)]
+            return _films(paths)
+        images = _sound([open_image(Path(path)) for path in paths])
         return [_volume([image for image in images if not image.is_localizer] or images)]
+
+
+def _films(paths: Sequence[Path]) -> list[Volume]:
+    """Read each film by itself: one that is blank, in color or broken says nothing of the others."""
+    opened, broken = _each(paths, lambda path: [open_image(Path(path))])
+    images = _sound(opened) if opened or not broken else []
+    films, more = _each(images, lambda image: [_film(image, frame, stored) for frame, stored in _frames(image)])
+    reasons = [*broken, *more]
+    if not films:
+        raise Unsuitable("; ".join(reasons))
+    return [replace(film, remarks=tuple(f"Not analyzed: {reason}." for reason in reasons)) for film in films]
+
+
+def _sound(opened: Sequence[Image]) -> list[Image]:
+    """Return the images in order, each once; refuses what is no series of one patient, or more than memory holds."""
+    images = _once(sorted(opened, key=lambda image: image.order))
+    _require_room(images)
+    patients.require_one((image.name, image.ds) for image in images)
+    return images
+
+
+def _each(items: Iterable[T], work: Callable[[T], Iterable[U]]) -> tuple[list[U], list[str]]:
+    """Return what `work` makes of each item, and why it makes nothing of some."""
+    made: list[U] = []
+    reasons: list[str] = []
+    for item in items:
+        try:
+            made += work(item)
+        except Unsuitable as error:
+            reasons.append(str(error))
+    return made, reasons
 
 
 def _once(images: Sequence[Image]) -> list[Image]:
@@ -86,7 +118,9 @@ def _film(image: Image, frame: Slice, stored: NDArray[np.generic]) -> Volume:
         affine = geometry.slice_affine(plane)
     _require_contrast(pixels, f"{image.name} is blank")
     depth = None if spacing is None else (1.0, *spacing)
-    return Volume(pixels[np.newaxis], affine, (frame.source,), depth, image.modality, projection)
+    aspect = pixel_aspect(image.ds) if spacing is None else spacing[0] / spacing[1]
+    sources = (frame.source,)
+    return Volume(pixels[np.newaxis], affine, sources, depth, image.modality, projection, pixel_aspect=aspect)
 
 
 def _volume(images: Sequence[Image]) -> Volume:

@@ -22,6 +22,8 @@ from workers.load.pixels import shape
 
 PROJECTIONS = frozenset({"CR", "DX", "MG", "XA", "RF", "IO", "PX", "RG"})
 """Modalities whose pixels are shadows, not slices."""
+MOST_ASPECT = 10.0
+"""Pixels that are higher or wider than that are a slip of the pen."""
 _LEFT_IN_THE_FILE = 2**16
 """Values of more bytes than this are read when they are asked for."""
 
@@ -129,3 +131,16 @@ def calibrated_spacing(ds: Dataset) -> tuple[float, float] | None:
     if spacing == detector and not text(ds, "PixelSpacingCalibrationType"):
         return None
     return spacing
+
+
+def pixel_aspect(ds: Dataset) -> float:
+    """Return how high a pixel of a projection is over how wide it is, 1 where nothing sensible says so.
+
+    The detector's grid tells it also where its millimeters are not those of the patient; a film without any spacing
+    has Pixel Aspect Ratio, vertical \\ horizontal (PS3.3 §C.7.6.3.1.7).
+    """
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio"):
+        pair = positive_pair(ds, keyword)
+        if pair is not None:
+            return pair[0] / pair[1] if MOST_ASPECT >= pair[0] / pair[1] >= 1 / MOST_ASPECT else 1.0
+    return 1.0

@@ -24,7 +24,7 @@ def read(network: Network, volumes: Sequence[Volume], bundle: Bundle, started: d
     Raises `Permanent` when the network or its transforms fail; an empty segment, an absent finding and no box at all
     are answers.
     """
-    remarks = tuple(remark for volume in volumes for remark in volume.remarks)
+    remarks = tuple(dict.fromkeys(remark for volume in volumes for remark in volume.remarks))
     made = Reading(algorithm(bundle), started, remarks=remarks)
     if bundle.dicom.kind == "classification":
         told = tuple(f for volume in volumes for f in _findings(network, volume, bundle))

@@ -50,8 +50,8 @@ def build(run: Run, volume: Volume, ordinal: int) -> Dataset:
 
 
 def pixel_aspect(volume: Volume) -> float:
-    """Return row spacing over column spacing, 1 where millimeters are not calibrated."""
-    return volume.spacing_mm[1] / volume.spacing_mm[2] if volume.spacing_mm else 1.0
+    """Return row spacing over column spacing, also where millimeters are not calibrated."""
+    return volume.spacing_mm[1] / volume.spacing_mm[2] if volume.spacing_mm else volume.pixel_aspect
 
 
 def _slice_to_show(volume: Volume, segmentation: Segmentation | None, findings: Sequence[Finding | Detection]) -> int:
