@@ -51,10 +51,10 @@ def open_database(config: Path | None) -> Database:
     """Open the node's database for a listing; one that does not exist yet is an error, not made."""
     from node.errors import Permanent
     from node.store.db import Database
+    from node.store.engine import sqlite_file
 
     url = load_settings(config).database.url
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).is_file():
-        where = url.removeprefix("sqlite:///")
+    if (where := sqlite_file(url)) is not None and not where.is_file():
         raise Permanent(f"There is no database at {where}: no node has run with this configuration; is --config right?")
     return Database(url)
 

@@ -91,13 +91,14 @@ def restore(folder: Path, config: Path | None) -> None:
     from node.errors import Permanent
     from node.settings import state_folder
     from node.store.backup import restore as put_back
+    from node.store.engine import sqlite_file
     from node.store.locks import alone
 
     settings = load_settings(config)
-    if not settings.database.url.startswith("sqlite:///"):
+    if (database := sqlite_file(settings.database.url)) is None:
         raise Permanent("The database is PostgreSQL: restore it with pg_restore, then copy the spool's folder back.")
     with alone(state_folder(settings)):
-        count = put_back(folder, Path(settings.database.url.removeprefix("sqlite:///")), settings.spool.url)
+        count = put_back(folder, database, settings.spool.url)
     click.echo(f"{count} files were put back. Now start the node: it takes in what came after the copy was made.")
 
 

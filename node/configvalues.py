@@ -150,3 +150,13 @@ Count = Annotated[int, Field(ge=1, le=1000, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Check = Literal["lenient", "standard", "strict"]
 ResultKind = Literal["SR", "SEG", "SC", "SALIENCY", "PM"]
+
+
+def sqlite_below(base: Path, named: str) -> str:
+    """Return the URL of the database that a relative one names; characters of a folder may mean something in it."""
+    if not set(str(base)) & set("%?"):
+        return f"sqlite:///{base / named}"
+    from sqlalchemy import URL, make_url  # only here: it costs time that other configurations need not spend
+
+    url = make_url(f"sqlite:///{named}")
+    return URL.create("sqlite", database=str(base / str(url.database)), query=url.query).render_as_string()

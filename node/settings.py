@@ -35,6 +35,7 @@ from node.configvalues import (
     Size,
     Text,
     Weight,
+    sqlite_below,
 )
 from node.errors import ConfigError, Permanent
 
@@ -294,7 +295,7 @@ def _resolve(settings: Settings, base: Path) -> Settings:
 
     database = settings.database.url
     if database.startswith("sqlite:///") and not database.startswith("sqlite:////"):
-        database = f"sqlite:///{base / database.removeprefix('sqlite:///')}"
+        database = sqlite_below(base, database.removeprefix("sqlite:///"))
     update = {
         "tls": settings.tls.model_copy(
             update={name: absolute(getattr(settings.tls, name)) for name in ("certificate", "key", "ca")}

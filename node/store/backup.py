@@ -17,6 +17,7 @@ from pathlib import Path
 
 from node.errors import Permanent
 from node.store.db import BUSY_TIMEOUT_S, Database, rows
+from node.store.engine import sqlite_url
 from node.store.schema import VERSION
 from node.store.spool import Spool
 from node.store.syncing import Syncer, fsync_folder
@@ -160,7 +161,7 @@ def _removals(database: Path) -> list[tuple[str, float]]:
 
 def _missing(snapshot: Path, spool: Path) -> list[str]:
     """Return the files that the snapshot names and the copy of the spool does not have."""
-    copy = Database(f"sqlite:///{snapshot}")
+    copy = Database(sqlite_url(snapshot))
     try:
         with copy.reader() as connection:
             named = [row["path"] for table in ("instance", "evidence") for row in rows(connection, _NAMED[table])]

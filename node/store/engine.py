@@ -52,6 +52,17 @@ def with_driver(url: str) -> sa.URL:
     return parsed.set(drivername="postgresql+psycopg") if parsed.drivername == "postgresql" else parsed
 
 
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite database, None for a server; raises `Permanent` as `with_driver`."""
+    parsed = with_driver(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+
+
+def sqlite_url(file: Path) -> str:
+    """Return the URL of an SQLite file, whatever its name."""
+    return sa.URL.create("sqlite", database=str(file)).render_as_string()
+
+
 def prepare_file(path: Path) -> None:
     """Make the folder (0700) and the file (0640, inherited by the -wal and -shm beside it); raises `Permanent`."""
     try:

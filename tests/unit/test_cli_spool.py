@@ -261,3 +261,17 @@ def test_a_copy_that_cannot_be_started_from_changes_nothing(
     assert "nothing was changed" in capsys.readouterr().err
     assert database.read_bytes() == before
     assert not database.with_name("wetread.db.before-restore").exists()
+
+
+def test_a_folder_whose_name_means_something_in_a_url_is_a_folder(tmp_path: Path) -> None:
+    """The database lay beside the folder, under a part of its name, and no command found it."""
+    for name in ("50%25 of all", "why? so?", "a#b ü"):
+        folder, copy = tmp_path / name, tmp_path / f"copy of {name}"
+        folder.mkdir()
+        config = never_started(folder)
+        assert (folder / "state" / "wetread.db").is_file()
+        assert cli.run(["spool", "backup", str(copy), "--config", str(config)]) == 0
+        assert cli.run(["spool", "restore", str(copy), "--config", str(config)]) == 0
+        assert cli.run(["studies", "list", "--config", str(config)]) == 0
+        assert (folder / "state" / "wetread.db.before-restore").is_file()
+    assert len(list(tmp_path.iterdir())) == 6
