@@ -123,7 +123,10 @@ def inference_config(folder: Path) -> Path:
     for name in ("inference.json", "inference.yaml", "inference.yml"):
         if (folder / "configs" / name).is_file():
             return folder / "configs" / name
-    raise BundleError(f"Bundle {folder.name} has no configs/inference.json, and no inference.yaml.")
+    raise BundleError(
+        f"Bundle {folder.name} has no configs/inference.json, and no inference.yaml. Write one from the configuration "
+        "that its author runs: network_def, preprocessing, inferer, postprocessing."
+    )
 
 
 def read_config(path: Path) -> Any:
@@ -194,6 +197,8 @@ def _places(*folders: Path) -> dict[str, Path]:
 
 
 def _parse(path: Path, parser: Any) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would be waited for
+        raise BundleError(f"{path}: cannot be read")
     try:
         parsed = parser(path.read_text(encoding="utf-8"))
     except OSError:

@@ -75,7 +75,8 @@ def scan(bundle: Bundle) -> Scan:
     found = list(_scripts(bundle.folder))
     read = inference_config(bundle.folder)
     parts = macros.files(_read(read), bundle.folder)
-    configs = (path for path in (bundle.folder / "configs").iterdir() if path.suffix in (".json", ".yaml", ".yml"))
+    kinds = (".json", ".yaml", ".yml")
+    configs = (path for path in (bundle.folder / "configs").iterdir() if path.suffix in kinds and path.is_file())
     for path in sorted({*configs, *parts}):
         if path == read:
             found += _config(path, bundle, _used(_read(path), bundle, bool(parts)))

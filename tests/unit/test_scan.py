@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,16 @@ def test_a_configuration_without_end_is_named(text: str, tmp_path: Path) -> None
     (bundle.folder / "configs" / "more.yaml").write_text(text)
     with pytest.raises(BundleError, match=r"more\.yaml: (more than|could not determine)"):
         scan(bundle)
+
+
+def test_a_pipe_among_the_configurations_is_not_waited_for(tmp_path: Path) -> None:
+    folder = segmenter(tmp_path / "phantom").folder
+    os.mkfifo(folder / "configs" / "more.json")
+    assert scan(bundles.load(folder)).runs
+    (folder / "configs" / "dicom.toml").unlink()
+    os.mkfifo(folder / "configs" / "dicom.toml")
+    with pytest.raises(BundleError, match=r"dicom\.toml: cannot be read"):
+        bundles.load(folder)
 
 
 def test_a_config_that_is_no_json_is_named(tmp_path: Path) -> None:
