@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -46,7 +47,7 @@ def _attempts(settings: Settings, routes: Routes, echo: bool) -> Iterator[tuple[
     yield "spool", lambda: _spool(settings)
     yield "database", lambda: _database(settings)
     yield "broker", lambda: _broker(settings)
-    yield "DICOM port", lambda: _port(settings.node.bind, settings.node.port)
+    yield "DICOM port", lambda: _port(settings, "listener", settings.node.bind, settings.node.port)
     yield "web port", lambda: _web(settings)
     if settings.tls.certificate is not None:
         yield "TLS", lambda: _tls(settings)
@@ -124,14 +125,18 @@ def _broker(settings: Settings) -> str:
     return "the embedded server starts" if settings.broker.url == "embedded" else "answers"
 
 
-def _port(host: str, port: int) -> str:
+def _port(settings: Settings, role: str, host: str, port: int) -> str:
+    from node.settings import state_folder
+    from node.store.locks import is_held
+
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            message = f"{host}:{port}: {error.strerror}; is the node already running?"
-            raise OSError(error.errno, message) from None
+            if error.errno == errno.EADDRINUSE and is_held(state_folder(settings), role):
+                return f"{host}:{port} is in use; the node of this state folder is running, and it should be its own"
+            raise OSError(error.errno, f"{host}:{port}: {error.strerror}") from None
     return f"{host}:{port} is free"
 
 
@@ -139,7 +144,7 @@ def _web(settings: Settings) -> str:
     from node.web.auth import read_token
 
     token = read_token(settings.web.token_file)
-    return _port(settings.web.bind, settings.web.port) + (", with a token" if token else "")
+    return _port(settings, "web", settings.web.bind, settings.web.port) + (", with a token" if token else "")
 
 
 def _model(name: str, settings: Settings) -> str:

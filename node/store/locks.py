@@ -32,6 +32,14 @@ def lock_state(folder: Path, role: str = "") -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path, role: str) -> bool:
+    """Say whether a process is at this `role` of the node on the state folder; one that starts just now is refused."""
+    if not (path := folder / f"lock.{role}").exists():
+        return False
+    with _locked(path, wait=False) as descriptor:
+        return descriptor is None
+
+
 @contextmanager
 def work_on(folder: Path) -> Iterator[None]:
     """Be one of any number of workers on the state folder; raises `Permanent` while a copy is put in place there."""

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from node.simulate.pacs import Pacs
 from node.store import deliveries, jobs, studies
 from node.store.db import Database
 from node.store.jobs import Document, NewJob
+from node.store.locks import lock_state
 from node.store.studies import Received
 from tests.unit.phantom import LAYER, bright_spot
 
@@ -205,6 +207,23 @@ def test_check_names_what_works_and_what_does_not(config: Path, run: object, tmp
     bad = {line["what"] for line in json.loads(out) if not line["ok"]}
     assert bad == {"spool", "DICOM port", "destination pacs"}
     assert "3 of" in err
+
+
+def test_check_works_beside_the_node_whose_configuration_it_is(config: Path, run: object, tmp_path: Path) -> None:
+    with socket.socket() as taken, ExitStack() as node:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        config.write_text(
+            f'[node]\nport = {taken.getsockname()[1]}\nstate = "{tmp_path / "state"}"\n[web]\nport = 0\n'
+            '[destination.pacs]\nhost = "127.0.0.1"\nport = 1\nae_title = "PACS"\n'
+        )
+        for running in (False, True):
+            if running:
+                node.enter_context(lock_state(tmp_path / "state", "listener"))
+            _, out, _ = run("check", "--json", "--no-echo", "--config", config)  # type: ignore[operator]
+            [port] = [line for line in json.loads(out) if line["what"] == "DICOM port"]
+            assert port["ok"] == running, port
+            assert ("it should be its own" in port["message"]) == running
 
 
 def test_check_tries_every_file_that_a_start_needs(config: Path, run: object, tmp_path: Path) -> None:
