@@ -36,7 +36,7 @@ class Volume:
     `channels`: what a bundle reads where it is more than `pixels`, each of its shape: several series on one grid, the
     first of them `pixels`; or red, green and blue 0..255 of a color image (`is_color`), `pixels` its luminance.
     `remarks`: what a reader of the results must know about how it was loaded.
-    `pixel_aspect`: how high a pixel of a film is over how wide it is, also where `spacing_mm` is None.
+    `pixel_aspect`: how high a pixel of a film is over how wide it is, for where `spacing_mm` is None.
     """
 
     pixels: NDArray[np.float32]

@@ -74,14 +74,16 @@ def scan(bundle: Bundle) -> Scan:
     """Read every configuration and script of `bundle` as text; raises `BundleError` where one cannot be parsed."""
     found = list(_scripts(bundle.folder))
     read = inference_config(bundle.folder)
-    parts = macros.files(_read(read), bundle.folder)
+    config = _read(read)
+    parts = macros.files(config, bundle.folder)
     kinds = (".json", ".yaml", ".yml")
     configs = (path for path in (bundle.folder / "configs").iterdir() if path.suffix in kinds and path.is_file())
     for path in sorted({*configs, *parts}):
+        name = str(path.relative_to(bundle.folder))
         if path == read:
-            found += _config(path, bundle, _used(_read(path), bundle, bool(parts)))
+            found += _code(config, name, _used(config, bundle, bool(parts)), is_read=True)
         elif path in parts or path.name != "metadata.json":
-            found += _config(path, bundle, None if path in parts else frozenset())
+            found += _code(_read(path), name, None if path in parts else frozenset())
     return Scan(tuple(found), weights.look(weights_path(bundle.folder)))
 
 
@@ -92,15 +94,16 @@ def _read(path: Path) -> Any:
         raise BundleError(f"{path}: {error}") from None
 
 
-def _config(path: Path, bundle: Bundle, used: frozenset[str] | None) -> Iterator[Code]:
-    """Yield the code in one configuration; `used`: the keys that a reading resolves, None for all of them."""
-    config = _read(path)
+def _code(config: Any, name: str, used: frozenset[str] | None, is_read: bool = False) -> Iterator[Code]:
+    """Yield the code in the configuration `name`; `used`: the keys that a reading resolves, None for all of them.
+
+    `is_read`: it is the one that a reading runs, and MONAI runs every import of that.
+    """
     for key, value in config.items() if isinstance(config, dict) else ():
         for place, code in _walk(value, str(key)):
             kind, what, reaches = code
-            is_import = kind == "import" and path == inference_config(bundle.folder)  # MONAI runs every import
-            runs = used is None or key in used or is_import
-            yield Code(f"{path.relative_to(bundle.folder)}: {place}", what, kind, runs, reaches)
+            runs = used is None or key in used or (is_read and kind == "import")
+            yield Code(f"{name}: {place}", what, kind, runs, reaches)
 
 
 def _used(config: Any, bundle: Bundle, has_parts: bool) -> frozenset[str]:

@@ -109,7 +109,7 @@ def work(settings: Settings, url: str, queues: Sequence[str]) -> None:
     finally:
         if committing is not None:
             committing.stop(COMMIT_ENDS_WITHIN_S)
-        desk.reader.stop()
+        desk.readers.stop()
         desk.db.close()
 
 

@@ -81,7 +81,6 @@ class Reader:
         """
         with self._lock:
             deadline = time.monotonic() + timeout
-            self._make_temporary()
             child = self._ready()
             try:
                 conversation = Conversation(child, self._turn, deadline, should_stop)
@@ -111,6 +110,7 @@ class Reader:
     def _ready(self) -> Child:
         if self._child and self._child.process.poll() is not None:
             self._discard()
+        self._make_temporary()
         if self._child is None:
             self._child = self._starter.submit(_start, self._command, self._temporary).result()
         return self._child
@@ -171,6 +171,11 @@ class Readers:
             return reader.read(request, timeout, should_stop)
         finally:
             self._idle.put(reader)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The process ids of the children that are there."""
+        return tuple(reader.pid for reader in self._all if reader.pid is not None)
 
     def stop(self) -> None:
         """End all children; the next reading would start another."""

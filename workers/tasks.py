@@ -31,7 +31,7 @@ from node.store.spool import Spool
 from node.store.studies import InstanceRow
 from node.study import read_instance
 from workers.pipeline import Outcome, Request
-from workers.reader import Reader, Readers
+from workers.reader import Readers
 from workers.room import REST_S, Room
 from workers.send import outbox
 from workers.send.lanes import Lanes
@@ -49,7 +49,7 @@ class Desk:
     settings: Settings
     db: Database
     spool: Spool
-    reader: Reader | Readers
+    readers: Readers
     worker: str
     lease_s: float = jobs.LEASE_S
     send_lease_s: float = deliveries.LEASE_S
@@ -88,7 +88,7 @@ def _work(desk: Desk, claimed: Claimed) -> None:
     with _heartbeat(desk, claimed) as lost, _scratch(desk) as out:
         try:
             request = _request(desk, claimed, out)
-            outcome = desk.reader.read(request, desk.settings.worker.job_timeout, _Patience(desk, lost))
+            outcome = desk.readers.read(request, desk.settings.worker.job_timeout, _Patience(desk, lost))
             if lost.is_set():
                 log.warning("The lease of job %s was lost; its result is discarded.", claimed.id)
             elif outcome.kind == "failed" and desk.stopping.is_set():

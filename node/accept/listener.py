@@ -255,19 +255,19 @@ def _note_whole(db: Database, places: Places, release: Release) -> None:
 
 
 def taking(
-    now: Callable[[], Settings], db: Database, spool: Spool, stack: ExitStack
+    in_force: Callable[[], Settings], db: Database, spool: Spool, stack: ExitStack
 ) -> Callable[[bytes, str, str, str], int]:
     """Return a door for instances that we fetch ourselves: the same checks, the same promise; `stack` closes it.
 
-    It takes data set, SOP Class, SOP Instance and Transfer Syntax, and returns the status of the C-STORE. `now` returns
-    the settings in force, which a reload changes.
+    It takes data set, SOP Class, SOP Instance and Transfer Syntax, and returns the status of the C-STORE. `in_force`
+    returns the settings as the last reload has left them.
     """
-    registrar = Registrar(partial(studies.register, db, late=now().completeness.late_instances))
+    registrar = Registrar(partial(studies.register, db, late=in_force().completeness.late_instances))
     door = Door(spool, registrar, now=db.now)
     stack.callback(registrar.close, STOP_TIMEOUT_S)
 
     def take(dataset: bytes, sop_class: str, sop_instance: str, syntax: str) -> int:
-        settings = now()
+        settings = in_force()
         door.check = settings.ingest.check
         calling_ae = settings.destination[str(settings.completeness.archive)].ae_title
         return int(door.receive(dataset, Arrival(sop_class, sop_instance, syntax, calling_ae)).status)

@@ -83,7 +83,7 @@ def _hurry_the_worker() -> None:
     def open_desk(settings: Any) -> Any:
         desk = opened(settings)
         desk.lease_s = desk.send_lease_s = LEASE_S
-        desk.reader = Readers(settings.worker.readers, READER)
+        desk.readers = Readers(settings.worker.readers, READER)
         return desk
 
     app.open_desk = open_desk

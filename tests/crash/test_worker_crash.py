@@ -311,7 +311,7 @@ def test_without_a_broker_the_node_and_its_worker_share_one_process(tmp_path: Pa
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "threading.Thread(target=node, daemon=True).start()\n"
         "app.start_worker(app.make_app('memory://', desk), desk, ['read', 'send'])\n"
-        "desk.reader.stop()\n"
+        "desk.readers.stop()\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path), job_id], cwd=ROOT, timeout=30, check=False)
     assert done.returncode == 0

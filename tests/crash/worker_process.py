@@ -5,17 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.unit.jobs_on_disk import CHILD, open_desk, settings_in
+from tests.unit.jobs_on_disk import open_desk, settings_in
 from workers import app
-from workers.reader import Readers
 
 
 def main(folder: str, url: str, mode: str, lease_s: str) -> None:
     settings = settings_in(Path(folder))
     desk = open_desk(settings, mode, app.worker_name(), lease_s=float(lease_s))
-    desk.reader = Readers(settings.worker.readers, (*CHILD, mode))
     app.start_worker(app.make_app(url, desk), desk, ["read"])
-    desk.reader.stop()
+    desk.readers.stop()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from node.store.db import Database
 from node.store.jobs import NewJob
 from node.store.spool import Spool
 from tests.unit.headers import header, received
-from workers.reader import Reader
+from workers.reader import Readers
 from workers.tasks import Desk
 
 DICOM_TOML = """
@@ -73,6 +73,7 @@ def queue_job(db: Database, spool: Spool, bundle: Bundle, count: int = 3, wanted
 
 
 def open_desk(settings: Settings, mode: str = "good", worker: str = "w", **options: Any) -> Desk:
-    """A desk whose reader runs the fake pipeline `mode`."""
+    """A desk whose readers run the fake pipeline `mode`."""
     spool = Spool(settings.spool.url, settings.spool.refuse_below)
-    return Desk(settings, Database(settings.database.url), spool, Reader((*CHILD, mode)), worker, **options)
+    readers = Readers(settings.worker.readers, (*CHILD, mode))
+    return Desk(settings, Database(settings.database.url), spool, readers, worker, **options)

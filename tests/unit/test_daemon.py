@@ -98,7 +98,7 @@ def test_a_node_on_postgresql_goes_by_the_clock_of_its_database(
     desk = open_desk(settings)
     with desk.db.reader():
         assert abs(real() - desk.now()) < 600
-    desk.reader.stop()
+    desk.readers.stop()
     desk.db.close()
 
 
@@ -274,7 +274,7 @@ def test_storage_commitment_says_once_that_the_database_is_away(
         wait_for(lambda: len(calls) > 4, 60)
     finally:
         loop.stop()
-        desk.reader.stop()
+        desk.readers.stop()
         desk.db.close()
     (record,) = caplog.records
     assert record.message.startswith("Stage commitment: The database did not answer")

@@ -300,3 +300,16 @@ def test_a_child_has_its_temporary_files_where_its_worker_says_and_they_go_with_
     finally:
         reader.stop()
     assert not list(scratch.iterdir())
+
+
+def test_a_child_in_place_of_one_that_died_while_idle_has_its_temporary_folder(tmp_path: Path) -> None:
+    reader = Reader((*COMMAND, "good"), scratch=tmp_path / "scratch")
+    try:
+        good(reader, tmp_path)
+        assert reader.pid
+        os.kill(reader.pid, signal.SIGKILL)
+        until(lambda: os.waitid(os.P_PID, reader.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None)
+        made = Path(reader.read(request(tmp_path, "temporary"), 30).summary)
+        assert made.is_relative_to(tmp_path / "scratch")
+    finally:
+        reader.stop()

@@ -34,7 +34,7 @@ def desk_in(folder: Path, mode: str = "good", job_timeout: str = "30 s", **optio
     try:
         yield desk
     finally:
-        desk.reader.stop()
+        desk.readers.stop()
         desk.db.close()
 
 
@@ -137,7 +137,7 @@ def test_a_bundle_with_another_digest_is_not_run(tmp_path: Path, bundle: Bundle)
         job = run(desk, job_id)
         assert job["state"] == "DEAD"
         assert f"digest {bundle.digest[:12]}; this worker has fake 1.0.0 with digest" in job["reason"]
-        assert desk.reader.pid is None
+        assert not desk.readers.pids
 
 
 def test_a_bundle_that_is_gone_is_named(tmp_path: Path, bundle: Bundle) -> None:

@@ -219,7 +219,7 @@ def test_a_job_for_a_bundle_that_is_not_trusted_is_a_dead_letter_until_it_is(tmp
     jobs.retry(desk.db, job, desk.now())
     tasks.read(desk, job)
     assert jobs.show(desk.db, job)["state"] == "REPORTED"
-    desk.reader.stop()
+    desk.readers.stop()
 
 
 def test_a_bundle_that_does_not_load_keeps_no_other_from_reading(config: Path, run: Any) -> None:

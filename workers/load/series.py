@@ -118,8 +118,7 @@ def _film(image: Image, frame: Slice, stored: NDArray[np.generic]) -> Volume:
         affine = geometry.slice_affine(plane)
     _require_contrast(pixels, f"{image.name} is blank")
     depth = None if spacing is None else (1.0, *spacing)
-    aspect = pixel_aspect(image.ds) if spacing is None else spacing[0] / spacing[1]
-    sources = (frame.source,)
+    sources, aspect = (frame.source,), pixel_aspect(image.ds)
     return Volume(pixels[np.newaxis], affine, sources, depth, image.modality, projection, pixel_aspect=aspect)
 
 

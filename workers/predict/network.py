@@ -248,7 +248,8 @@ class Network:
 
     def _require_probabilities(self, case: dict[Any, Any], image: torch.Tensor) -> None:
         def answer(noise: torch.Tensor) -> torch.Tensor:
-            said = MetaTensor(self._inferer(noise, self._runner)[0].float().cpu())
+            with self._computing():
+                said = MetaTensor(self._inferer(noise, self._runner)[0].float().cpu())
             return torch.as_tensor(self._after({**case, "pred": said})["pred"])
 
         if not probabilities.require_known(self._after, self.shapes["network_output"][1], self._title):

@@ -39,12 +39,11 @@ def require(
     is_turned_back = _turns(before) == _turns(after)  # Transposed leaves the affine as it was
     if is_turned_back and loaded.is_on_grid(image.affine, volume):
         return
-    is_inverted = len(inverses) == 1 and _fits(inverses[0], case, image)
-    if not is_inverted and (inverses or not is_turned_back or _says_nothing(answer)):
-        is_back = False
+    if inverses:
+        is_undone = len(inverses) == 1 and _fits(inverses[0], case, image)
     else:
-        is_back = not isinstance(answer, MetaTensor) or loaded.is_on_grid(answer.affine, volume)
-    if not is_back:
+        is_undone = is_turned_back and not _says_nothing(answer)
+    if not is_undone or (isinstance(answer, MetaTensor) and not loaded.is_on_grid(answer.affine, volume)):
         raise Permanent(
             f"{title} turns, crops or resamples images before its network, and does not bring the answer back: it "
             "could be mirrored. Nothing was reported. Its postprocessing must have one Invertd for pred, with "
